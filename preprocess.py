@@ -1,0 +1,467 @@
+"""Turn photographs of American Sign Language letters into .npy files.
+
+Reads asl_data/, which holds one of
+    new/A_34.jpg ...                                        the article's flat folder
+    [asl_alphabet_train/][asl_alphabet_train/]A/A1.jpg ...  the Kaggle folders
+    asl-alphabet.zip                                        the Kaggle archive, read in place
+    demo/A_1.jpg ...                                        drawings of asl_data/draw_hands.py
+and writes, in Numpy_folder/,
+    train_set.npy, validation_set.npy, test_set.npy              uint8 (n, 224, 224, 3), BGR
+    train_classes.npy, validation_classes.npy, test_classes.npy  float32 (n, columns), one-hot
+    dataset.json                                                 what the later steps must know
+
+    python preprocess.py
+    python preprocess.py --data my_photos --classes A B C D
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import sys
+import zipfile
+import zlib
+from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+HERE = Path(__file__).resolve().parent
+IMAGE_SIZE = 224
+LETTERS = "ABCDEFGHIKLMNOPQRSTUVWXY"  # the 24 that are still; J and Z are movements
+TRAIN, VALIDATION = 2000, 750  # images per class, the rest is for the test
+SPLITS = ("train", "validation", "test")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+NOT_CLASSES = ("asl_alphabet_train", "asl_alphabet_test", "new", "demo")  # folders in asl_data/
+NOTHING_THERE = f"""no images ({' '.join(SUFFIXES)}) in {{}}; put there
+  the Kaggle data set (1 GB)
+    curl -L -o asl_data/asl-alphabet.zip \
+https://www.kaggle.com/api/v1/datasets/download/grassknoted/asl-alphabet
+  or your own photographs, A_1.jpg ..., or, to try the scripts, drawings
+    python asl_data/draw_hands.py"""
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; `run` prints it in place of a traceback."""
+
+
+def main(argv=None):
+    options = parse_options(argv)
+    source, listing = find_source(options.data)
+    classes = choose_classes(options.classes, listing)
+    columns = label_columns(classes)
+
+    random.Random(options.seed).shuffle(listing)
+    chosen = [image for image in listing if image[1] in classes]
+
+    folder = options.numpy_folder
+    with open_source(source) as read_bytes, new_dataset(folder) as partial:
+        splits, unreadable = write_splits(
+            partial, chosen, columns, read_bytes, options.train, options.validation
+        )
+        counts = {split: Counter(label for _, label in splits[split]) for split in SPLITS}
+        describe_dataset(
+            partial,
+            classes=classes,
+            columns=columns,
+            image_size=IMAGE_SIZE,
+            color_order="BGR",
+            split="shuffled",
+            seed=options.seed,
+            source=str(source),
+            counts=counts,
+            unreadable=unreadable,
+            rows={split: [name for name, _ in splits[split]] for split in SPLITS},
+        )
+    print_counts(classes, counts)
+    print("Data preprocessing success!")
+
+
+def parse_options(argv):
+    parser = argparse.ArgumentParser(
+        description="Turn photographs of ASL letters into .npy files.", allow_abbrev=False
+    )
+    parser.add_argument(
+        "--data", type=Path, metavar="PATH", help="folder or zip of images (default: asl_data)"
+    )
+    parser.add_argument(
+        "--numpy-folder",
+        type=Path,
+        default=HERE / "Numpy_folder",
+        metavar="DIR",
+        help="where the .npy files go (default: Numpy_folder beside this script)",
+    )
+    parser.add_argument(
+        "--classes",
+        nargs="+",
+        default=["A", "B", "C"],
+        metavar="CLASS",
+        help="classes to take, or all (default: A B C)",
+    )
+    parser.add_argument(
+        "--train",
+        type=positive_int,
+        metavar="N",
+        help=f"training images per class (default: {TRAIN}, or 8 of 12 of a smaller class)",
+    )
+    parser.add_argument(
+        "--validation",
+        type=positive_int,
+        metavar="N",
+        help=f"validation images per class (default: {VALIDATION}, or 3 of 12 of a smaller class)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="order of the images (default: 0)")
+    return parser.parse_args(argv)
+
+
+def positive_int(text):
+    """A command line's count, an int of at least 1."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+# ---- the images: where they are, which class each is of ----
+
+
+def find_source(path):
+    """The one source of images, a folder or a zip, and its listing [(name, class)], sorted.
+
+    Without a path, the first thing in asl_data/ that has images, in the order of the docstring.
+    """
+    data = HERE / "asl_data"
+    candidates = [path] if path else [data / "new", data, *sorted(data.glob("*.zip")), data / "demo"]
+    for source in candidates:
+        names = file_names(source) if path or source.exists() else []
+        listing = list_images(names)
+        if listing:
+            print_source(source, names, listing)
+            return source, listing
+    raise UserError(NOTHING_THERE.format(path or data))
+
+
+def file_names(source):
+    """Names of the files in a folder or a zip, relative to it, with "/" between their parts."""
+    if source.is_dir():
+        return list(folder_files(source))
+    with open_zip(source) as archive:
+        return [entry.filename for entry in archive.infolist() if not entry.is_dir()]
+
+
+def folder_files(folder):
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        below = Path(parent).relative_to(folder)
+        if len(below.parts) == 3:  # as deep as the Kaggle archive goes
+            folders.clear()
+        yield from ((below / file).as_posix() for file in files)
+
+
+def open_zip(path):
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise UserError(f"{path} is not a whole zip archive ({error}); download it again") from None
+    if any(entry.flag_bits & 1 for entry in archive.infolist()):
+        raise UserError(f"{path} is encrypted; unpack it and give the folder with --data")
+    return archive
+
+
+def list_images(names):
+    """[(name, class)] of the images among the files, sorted by name.
+
+    Where there are images of the flat layout, only these count.
+    """
+    listing = sorted((name, label) for name in names if (label := class_of(name)))
+    flat = [image for image in listing if "/" not in image[0]]
+    return flat or listing
+
+
+def class_of(name):
+    """Class of an image file; None if it is not an image or lies elsewhere.
+
+    >>> class_of("A_34.jpg"), class_of("A34.jpg"), class_of("asl_alphabet_train/A/A1.jpg")
+    ('A', 'A', 'A')
+    """
+    path = PurePosixPath(re.sub("^(asl_alphabet_train/){1,2}", "", name))
+    if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+        return None
+    if len(path.parts) == 1:
+        label = re.split(r"[_\d]", path.stem)[0]
+        return label or None
+    if len(path.parts) == 2 and path.parts[0] not in NOT_CLASSES:
+        return path.parts[0]
+    return None
+
+
+def print_source(source, names, listing):
+    print(f"source {source}: {len(listing):,} images")
+    tests = sum(name.startswith("asl_alphabet_test/") for name in names)
+    if tests:
+        print(f"left out {tests:,} images of asl_alphabet_test: not part of the 3,000 of a class")
+    if source == HERE / "asl_data" / "demo":
+        print("these are drawings: their accuracy says nothing about photographs")
+
+
+def choose_classes(wanted, listing):
+    """The classes to take, sorted: those wanted, or every one found if `all` is wanted."""
+    found = sorted({label for _, label in listing})
+    classes = found if wanted == ["all"] else sorted(set(wanted))
+    for label in classes:
+        if label not in found:
+            raise UserError(f"no image of class {label}; there are {' '.join(found)}")
+    if len(classes) < 2:
+        raise UserError(f"one class ({classes[0]}) leaves nothing to learn; take at least two")
+    return classes
+
+
+def label_columns(classes):
+    """Class name of each label column: the article's 24 letters, if these hold all classes."""
+    return list(LETTERS) if set(classes) <= set(LETTERS) else classes
+
+
+@contextmanager
+def open_source(source):
+    """Give a function from the name of a file in a folder or a zip to its bytes."""
+    if source.is_dir():
+        yield lambda name: (source / name).read_bytes()
+    else:
+        with open_zip(source) as archive:
+            yield archive.read
+
+
+# ---- the .npy files ----
+
+
+def deal(listing, train, validation):
+    """Share out a shuffled listing as the article does: {split: [(name, class)]}.
+
+    The first images of each class go to training, the next to validation, the rest to test.
+    """
+    numbers = Counter(label for _, label in listing)
+    counts = {label: split_counts(label, numbers[label], train, validation) for label in numbers}
+    article = (train or TRAIN, validation or VALIDATION)
+    if small := sorted(label for label in counts if counts[label] != article):
+        print(
+            f"dealt 8 : 3 : 1, as in the article: {' '.join(small)}, "
+            f"which have too few images for {article[0]:,} + {article[1]:,} + 1"
+        )
+    seen = Counter()
+    splits = {split: [] for split in SPLITS}
+    for name, label in listing:
+        train_count, validation_count = counts[label]
+        if seen[label] < train_count:
+            splits["train"].append((name, label))
+        elif seen[label] < train_count + validation_count:
+            splits["validation"].append((name, label))
+        else:
+            splits["test"].append((name, label))
+        seen[label] += 1
+    return splits
+
+
+def split_counts(label, number, train, validation):
+    """(training images, validation images) out of a class's number, at least one left for test.
+
+    Counts that are not given are the article's, or its proportions where these do not fit.
+    """
+    if number > (train or TRAIN) + (validation or VALIDATION):
+        return train or TRAIN, validation or VALIDATION
+    if train is None and validation is None:
+        train = min(number * 8 // 12, number - 2)
+    elif train is None:
+        train = (number - validation) * 8 // 9
+    if validation is None:
+        validation = max(1, (number - train) * 3 // 4)
+    if train < 1 or number - train - validation < 1:
+        raise UserError(
+            f"class {label} has {number} images: too few for {max(train, 1)} to train, "
+            f"{validation} to validate and 1 to test"
+        )
+    return train, validation
+
+
+def write_splits(folder, listing, columns, read_bytes, train, validation):
+    """Write the six files; return what went into them, {split: [(name, class)]}, and what could
+    not be read, [name]: each such image is skipped and the next one takes its place."""
+    classes = {label for _, label in listing}
+    unreadable = []
+    while True:
+        if lost := classes - {label for _, label in listing}:
+            raise UserError(f"class {min(lost)} has no image that can be read")
+        splits = deal(listing, train, validation)
+        bad = write_arrays(folder, splits, columns, read_bytes)
+        if not bad:
+            return splits, unreadable
+        print(f"skipped {len(bad):,} that can't be read: {', '.join(bad)}; dealing again")
+        unreadable += bad
+        listing = [image for image in listing if image[0] not in bad]
+
+
+def write_arrays(folder, splits, columns, read_bytes):
+    """Write the six files; return the names of the images that can't be read, for then the files
+    have holes at their end and have to be written again."""
+    names = [name for split in SPLITS for name, _ in splits[split]]
+    images = read_ahead(read_bytes, names)
+    images = iter(tqdm(images, total=len(names), unit=" images", disable=None))
+    bad = []
+    for split in SPLITS:
+        shape = (len(splits[split]), IMAGE_SIZE, IMAGE_SIZE, 3)
+        with open(folder / f"{split}_set.npy", "wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for (name, _), image in zip(splits[split], images):
+                if image is None:
+                    bad.append(name)
+                else:
+                    file.write(image)
+        indices = [columns.index(label) for _, label in splits[split]]
+        np.save(folder / f"{split}_classes.npy", np.eye(len(columns), dtype="float32")[indices])
+    return bad
+
+
+def read_ahead(read_bytes, names):
+    """Yield the images in order, read by all cores, a few ahead: memory does not grow."""
+    cores = os.cpu_count() or 1
+    waiting = deque()
+    with ThreadPoolExecutor(cores) as pool:
+        for name in names:
+            waiting.append(pool.submit(read_image, read_bytes, name))
+            if len(waiting) > 8 * cores:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def read_image(read_bytes, name):
+    """An image as uint8 (224, 224, 3), BGR; None if it can't be read."""
+    try:
+        data = np.frombuffer(read_bytes(name), np.uint8)
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        return cv2.resize(image, (IMAGE_SIZE, IMAGE_SIZE))
+    except (OSError, cv2.error, zipfile.BadZipFile, zlib.error, NotImplementedError):
+        return None
+
+
+def print_counts(classes, counts):
+    width = max(5, *(len(label) for label in classes))
+    print(f"{'class':{width}}  train  validation   test")
+    for label in classes:
+        train, validation, test = (counts[split][label] for split in SPLITS)
+        print(f"{label:{width}}  {train:5,}  {validation:10,}  {test:5,}")
+    train, validation, test = (sum(counts[split].values()) for split in SPLITS)
+    print(f"{'total':{width}}  {train:5,}  {validation:10,}  {test:5,}")
+
+
+# ---- Numpy_folder/: written whole or not at all, and read by the later steps ----
+
+
+@contextmanager
+def new_dataset(folder):
+    """Give a folder to write a data set in.
+
+    Its files move to `folder` when the block ends without an error; else they are removed, and
+    what `folder` held stays.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    finish_move(folder)
+    partial = folder / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    partial.mkdir()
+    try:
+        yield partial
+        partial.rename(folder / ".whole")  # from here on the new data set counts
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    finish_move(folder)
+
+
+def finish_move(folder):
+    """Move a whole new data set to its place, also where a killed run left off."""
+    whole = folder / ".whole"
+    if whole.exists():
+        for file in whole.iterdir():
+            file.replace(folder / file.name)
+        whole.rmdir()
+
+
+def describe_dataset(folder, **facts):
+    """Write dataset.json: the facts, and the SHA-256 of each .npy file."""
+    facts["files"] = {path.name: sha256(path) for path in sorted(folder.glob("*.npy"))}
+    (folder / "dataset.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
+
+def sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_dataset(folder):
+    """dataset.json of a folder that preprocess.py wrote, as a dict; see `main` for its keys."""
+    finish_move(folder)
+    path = folder / "dataset.json"
+    try:
+        dataset = json.loads(path.read_text(encoding="utf-8"))
+        dataset["files"], dataset["rows"], dataset["columns"]
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run preprocess.py first") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error}): run preprocess.py again") from None
+    return dataset
+
+
+def load_split(folder, split):
+    """(images, labels) of one split, checked against dataset.json.
+
+    images: uint8 (n, 224, 224, 3), BGR, 0 to 255, a memory map: reading rows costs no memory.
+    labels: float32 (n, columns), one-hot.
+    """
+    dataset = load_dataset(folder)
+    rows = len(dataset["rows"][split])
+    images = load_array(
+        folder / f"{split}_set.npy", (rows, IMAGE_SIZE, IMAGE_SIZE, 3), "uint8", dataset
+    )
+    labels = load_array(
+        folder / f"{split}_classes.npy", (rows, len(dataset["columns"])), "float32", dataset
+    )
+    return images, labels
+
+
+def load_array(path, shape, dtype, dataset):
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run preprocess.py first") from None
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path} is damaged ({error}): run preprocess.py again") from None
+    if array.shape != shape or array.dtype != dtype:
+        raise UserError(
+            f"{path} holds {array.dtype} {array.shape}, not {dtype} {shape}: "
+            "run preprocess.py again"
+        )
+    if sha256(path) != dataset["files"][path.name]:
+        raise UserError(f"{path} is of another data set or damaged: run preprocess.py again")
+    return array
+
+
+def run(main):
+    """Run a script's main; a mistake that can be foreseen ends in a message and exit status 1."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(f"{Path(sys.argv[0]).name}: {where}{error.strerror or error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    run(main)
