@@ -31,9 +31,7 @@ def main(argv=None):
         )
     final = options.weights_full / "model_weights.h5"
     load_weights(model, final)
-    weights = options.weights or best_weights(final, options.checkpoint, dataset)
-    load_weights(model, weights)
-    print(f"weights {weights}")
+    load_weights(model, options.weights or best_weights(final, options.checkpoint, dataset))
 
     predicted = model.predict(Batches(images, labels, 32), verbose=0).argmax(axis=1)
     expected = labels.argmax(axis=1)
@@ -65,11 +63,12 @@ def load_model(path):
 
 def load_weights(model, path):
     """Load the weights of an HDF5 file of training.py, a checkpoint or the last weights."""
-    read_run(path)
+    last = read_run(path)["history"][-1]
     try:
         model.load_weights(path)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} does not fit the network ({error})") from None
+    print(f"weights of {path}: epoch {last['epoch']}, val_loss {last['val_loss']:.4g}")
 
 
 def best_weights(final, checkpoint_folder, dataset):

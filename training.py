@@ -172,10 +172,9 @@ def print_device(precision):
     devices = keras.distribution.list_devices()
     print(f"device {', '.join(devices)}, backend {keras.backend.backend()}, {precision}")
     if not any(device.startswith("gpu") for device in devices) and nvidia_gpus():
-        print(
-            f"warning: Keras does not see this machine's {nvidia_gpus()}: "
-            "pip install 'tensorflow[and-cuda]==2.21.0'"
-        )
+        cure = {"tensorflow": "tensorflow[and-cuda]", "jax": "jax[cuda13]"}
+        cure = cure.get(keras.backend.backend(), "torch")
+        print(f"warning: Keras does not see {nvidia_gpus()}; mend it with: pip install '{cure}'")
 
 
 def nvidia_gpus():
@@ -209,7 +208,8 @@ def fit(model, train, validation, options, settings, history):
             ],
         )
     except KeyboardInterrupt:
-        sys.exit(f"\nstopped after {len(history)} epochs; the same command goes on from there")
+        print(f"\nstopped after {len(history)} epochs; the same command goes on from there")
+        sys.exit(130)
 
 
 class Batches(keras.utils.PyDataset):
@@ -287,11 +287,12 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         names = ("accuracy", "loss", "val_accuracy", "val_loss")
-        self.history.append({"epoch": epoch + 1} | {name: float(logs[name]) for name in names})
-        path = self.folder / "weights.{epoch:02d}-{val_loss:.2f}.hdf5".format(**self.history[-1])
+        row = {"epoch": epoch + 1} | {name: float(logs[name]) for name in names}
+        path = self.folder / "weights.{epoch:02d}-{val_loss:.2f}.hdf5".format(**row)
         with whole_file(path) as partial:
             self.model.save(partial)
-            write_run(partial, self.model, self.settings, self.history)
+            write_run(partial, self.model, self.settings, [*self.history, row])
+        self.history.append(row)
         write_history(self.folder, self.history)
 
 
@@ -299,6 +300,8 @@ class Checkpoint(keras.callbacks.Callback):
 def whole_file(path):
     """Give the name of a file to write, which replaces `path` when the block ends without error."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for rubbish in path.parent.glob(".partial-*"):  # of a run that was killed
+        rubbish.unlink()
     partial = path.with_name(f".partial-{path.name}")  # keras goes by the suffix
     try:
         yield partial
