@@ -40,7 +40,7 @@ TRAIN, VALIDATION = 2000, 750  # images per class, the rest is for the test
 SPLITS = ("train", "validation", "test")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 NOT_CLASSES = ("asl_alphabet_train", "asl_alphabet_test", "new", "demo")  # folders in asl_data/
-NOTHING_THERE = f"""no images ({' '.join(SUFFIXES)}) in {{}}; put there
+NOTHING_THERE = f"""no images ({" ".join(SUFFIXES)}) in {{}}; put there
   the Kaggle data set (1 GB)
     curl -L -o asl_data/asl-alphabet.zip \
 https://www.kaggle.com/api/v1/datasets/download/grassknoted/asl-alphabet
@@ -88,36 +88,17 @@ def parse_options(argv):
     parser = argparse.ArgumentParser(
         description="Turn photographs of ASL letters into .npy files.", allow_abbrev=False
     )
-    parser.add_argument(
-        "--data", type=Path, metavar="PATH", help="folder or zip of images (default: asl_data)"
-    )
-    parser.add_argument(
-        "--numpy-folder",
-        type=Path,
-        default=HERE / "Numpy_folder",
-        metavar="DIR",
-        help="where the .npy files go (default: Numpy_folder beside this script)",
-    )
-    parser.add_argument(
-        "--classes",
-        nargs="+",
-        default=["A", "B", "C"],
-        metavar="CLASS",
-        help="classes to take, or all (default: A B C)",
-    )
-    parser.add_argument(
-        "--train",
-        type=positive_int,
-        metavar="N",
-        help=f"training images per class (default: {TRAIN}, or 8 of 12 of a smaller class)",
-    )
-    parser.add_argument(
-        "--validation",
-        type=positive_int,
-        metavar="N",
-        help=f"validation images per class (default: {VALIDATION}, or 3 of 12 of a smaller class)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="order of the images (default: 0)")
+    add = parser.add_argument
+    add("--data", type=Path, metavar="PATH", help="folder or zip of images (default: asl_data)")
+    about = "where the .npy files go (default: Numpy_folder beside this script)"
+    add("--numpy-folder", type=Path, default=HERE / "Numpy_folder", metavar="DIR", help=about)
+    about = "classes to take, or all (default: A B C)"
+    add("--classes", nargs="+", default=["A", "B", "C"], metavar="CLASS", help=about)
+    about = f"training images per class (default: {TRAIN}, or 8 of 12 where these are too many)"
+    add("--train", type=positive_int, metavar="N", help=about)
+    about = f"validation images per class (default: {VALIDATION}, or 3 of 12 likewise)"
+    add("--validation", type=positive_int, metavar="N", help=about)
+    add("--seed", type=int, default=0, metavar="N", help="order of the images (default: 0)")
     return parser.parse_args(argv)
 
 
@@ -137,11 +118,10 @@ def find_source(path):
     Without a path, the first thing in asl_data/ that has images, in the order of the docstring.
     """
     data = HERE / "asl_data"
-    candidates = [path] if path else [data / "new", data, *sorted(data.glob("*.zip")), data / "demo"]
-    for source in candidates:
-        names = file_names(source) if path or source.exists() else []
-        listing = list_images(names)
-        if listing:
+    standard = [data / "new", data, *sorted(data.glob("*.zip")), data / "demo"]
+    for source in [path] if path else filter(Path.exists, standard):
+        names = file_names(source)
+        if listing := list_images(names):
             print_source(source, names, listing)
             return source, listing
     raise UserError(NOTHING_THERE.format(path or data))
@@ -249,8 +229,8 @@ def deal(listing, train, validation):
     article = (train or TRAIN, validation or VALIDATION)
     if small := sorted(label for label in counts if counts[label] != article):
         print(
-            f"dealt 8 : 3 : 1, as in the article: {' '.join(small)}, "
-            f"which have too few images for {article[0]:,} + {article[1]:,} + 1"
+            f"too few images for {article[0]:,} + {article[1]:,} + 1: {' '.join(small)}, "
+            "dealt in the article's proportions (8 : 3 : 1)"
         )
     seen = Counter()
     splits = {split: [] for split in SPLITS}

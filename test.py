@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from preprocess import UserError, load_dataset, load_split, run
-from training import Batches, add_folders, checkpoints, read_run  # ahead of keras: it hushes its log
+from training import Batches, add_folders, checkpoints, read_run  # ahead of keras, to hush it
 
 from keras.models import model_from_json
 from sklearn.metrics import accuracy_score, confusion_matrix
@@ -89,9 +89,10 @@ def best_weights(final, checkpoint_folder, dataset):
 
 def print_classes(columns, expected, predicted):
     """Print right / total of each class that the test set has."""
-    for label, row in zip(columns, confusion_matrix(expected, predicted, labels=range(len(columns)))):
-        if row.sum():
-            print(f"{label}  {row[columns.index(label)]}/{row.sum()}")
+    confusion = confusion_matrix(expected, predicted, labels=range(len(columns)))
+    for index, total in enumerate(confusion.sum(axis=1)):
+        if total:
+            print(f"{columns[index]}  {confusion[index, index]}/{total}")
 
 
 if __name__ == "__main__":

@@ -73,8 +73,7 @@ def main(argv=None):
         fit(model, train, validation, options, settings, history)
     else:
         print(f"finished before: {len(history)} epochs are trained; more with --epochs")
-    best = min(history, key=lambda row: row["val_loss"])
-    print("best epoch {epoch}: val_loss {val_loss:.4g}, val_accuracy {val_accuracy:.4f}".format(**best))
+    print_best(history)
     save_model(options.weights_full, model, architecture, dataset, settings, history)
     print("Saved model to disk")
 
@@ -212,6 +211,14 @@ def fit(model, train, validation, options, settings, history):
         sys.exit(130)
 
 
+def print_best(history):
+    best = min(history, key=lambda row: row["val_loss"])
+    print(
+        f"best epoch {best['epoch']}: val_loss {best['val_loss']:.4g}, "
+        f"val_accuracy {best['val_accuracy']:.4f}"
+    )
+
+
 class Batches(keras.utils.PyDataset):
     """Batches of (images, labels) from memory maps; only the rows of a batch are ever copied."""
 
@@ -259,7 +266,8 @@ class Speed(keras.callbacks.Callback):
         if not self.quiet:
             seconds = time.perf_counter() - self.begin
             facts = ", ".join(f"{name} {value:.4g}" for name, value in logs.items())
-            print(f"epoch {epoch + 1}/{self.params['epochs']}: {seconds:.1f} s, {facts}", flush=True)
+            epochs = self.params["epochs"]
+            print(f"epoch {epoch + 1}/{epochs}: {seconds:.1f} s, {facts}", flush=True)
 
 
 # ---- Checkpoint/: a whole file each epoch, read again to go on and by test.py ----

@@ -24,13 +24,24 @@ LINE, CREASE = 70, 150  # how bright that line and the skin folds are, 255 is fu
 RINGS = [(1.0, 150), (0.92, 170), (0.82, 190), (0.7, 206), (0.55, 220), (0.38, 230), (0.2, 236)]
 
 # Skin tones from light to dark, blue-green-red; a hand takes a tone between two of them.
-SKIN = np.array([(184, 207, 243), (148, 183, 231), (114, 156, 212), (84, 122, 182),
-                 (60, 90, 142), (46, 68, 106), (38, 54, 82)], np.float32)
+SKIN = np.array(
+    [
+        (184, 207, 243),
+        (148, 183, 231),
+        (114, 156, 212),
+        (84, 122, 182),
+        (60, 90, 142),
+        (46, 68, 106),
+        (38, 54, 82),
+    ],
+    np.float32,
+)
 
 CIRCLE = np.array([(np.cos(t), np.sin(t)) for t in np.linspace(0, 2 * np.pi, 24, False)])
 
 # -----------------------------------------------------------------------------
 # a hand, in units that are about one pixel: x to the right, y down, (0, 0) in its middle
+
 
 class Hand:
     """
@@ -87,8 +98,7 @@ class Hand:
 
 def draw_a(hand, rng, arm):
     """A: a fist, four fingers folded down side by side, the thumb upright beside them."""
-    hand.part([(0, 42, 25), arm],
-              [(-27, -14, 13), (26, -14, 13), (-18, 38, 19), (18, 38, 19)])
+    hand.part([(0, 42, 25), arm], [(-27, -14, 13), (26, -14, 13), (-18, 38, 19), (18, 38, 19)])
     tops = np.array([-26, -34, -37, -33]) + rng.normal(0, 1, 4)
     tips = np.array([8, 14, 16, 14]) + rng.normal(0, 1.5, 4)
     for x, top, tip in zip((-31, -10.5, 10, 30.5), tops, tips):
@@ -111,8 +121,7 @@ def draw_b(hand, rng, arm):
         for share in (0.42, 0.72):
             y, mid = 32 - share * length, x + share * (tip - x)
             hand.fold((mid - 6, y), (mid + 6, y - 1))
-    hand.part([(0, 82, 25), arm],
-              [(-26, 40, 13), (26, 38, 13), (-18, 78, 19), (18, 78, 19)])
+    hand.part([(0, 82, 25), arm], [(-26, 40, 13), (26, 38, 13), (-18, 78, 19), (18, 78, 19)])
     reach = rng.normal(0, 3)
     hand.limb((32, 78, 15), (36, 60, 13), (16, 48, 11.5), (-8 + reach, 45, 9.8))
     hand.blend((30, 79, 9), (12, 82, 12))
@@ -126,8 +135,12 @@ def draw_c(hand, rng, arm):
         hand.limb(*curved_finger(2.5 * back, -8 * back, curl, reach))
     finger = curved_finger(0, 0, curl, 0)
     thumb = [(-12, 50, 21), (12, 56, 16), (30, 50, 12.5), (41, 40, 12), (49, 24 + curl, 9.5)]
-    hand.part([(-22, 66, 24), arm], [(-22, 56, 24), (-36, -4, 19)],
-              *zip(finger, finger[1:]), *zip(thumb, thumb[1:]))
+    hand.part(
+        [(-22, 66, 24), arm],
+        [(-22, 56, 24), (-36, -4, 19)],
+        *zip(finger, finger[1:]),
+        *zip(thumb, thumb[1:]),
+    )
     hand.fold((0, 44), (-14, 20))
     hand.fold((-14, -38), (-9, -43))
     hand.fold((36, 36), (40, 40))
@@ -136,9 +149,15 @@ def draw_c(hand, rng, arm):
 
 def curved_finger(x, y, curl, reach):
     """The discs of a finger of the C, its joints moved by (x, y) and its tip by reach."""
-    return [(-38 + x / 2, -8 + y / 2, 16), (-31 + x / 2, -32 + y, 12.5), (-17 + x, -48 + y, 13),
-            (2 + x, -56 + y, 11.3), (20 + x, -55 + y, 11.8), (34 + x, -46 + curl / 2 + y, 10.6),
-            (43 + x + reach, -34 + curl + y + reach, 8.8)]
+    return [
+        (-38 + x / 2, -8 + y / 2, 16),
+        (-31 + x / 2, -32 + y, 12.5),
+        (-17 + x, -48 + y, 13),
+        (2 + x, -56 + y, 11.3),
+        (20 + x, -55 + y, 11.8),
+        (34 + x, -46 + curl / 2 + y, 10.6),
+        (43 + x + reach, -34 + curl + y + reach, 8.8),
+    ]
 
 
 POSES = {"A": draw_a, "B": draw_b, "C": draw_c}
@@ -166,8 +185,10 @@ def shrink(image):
     image = cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
     return image.astype(np.float32) / 255
 
+
 # -----------------------------------------------------------------------------
 # the scene around it; images are float32 (SIZE, SIZE, 3), blue-green-red, 0..255
+
 
 def ramp(rng):
     """A plane that rises in a random direction, float32 (SIZE, SIZE, 1), from -1 to 1."""
@@ -243,8 +264,10 @@ def draw_picture(letter, rng):
     image += rng.uniform(0, 4) * rng.standard_normal((SIZE, SIZE, 1), np.float32)
     return image.clip(0, 255).astype(np.uint8)
 
+
 # -----------------------------------------------------------------------------
 # the files
+
 
 def write_picture(path, picture):
     if not cv2.imwrite(str(path), picture, [cv2.IMWRITE_JPEG_QUALITY, QUALITY]):
@@ -263,12 +286,18 @@ def write_pictures(folder, count, seed):
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Draw hands that sign A, B and C.")
     default = Path(__file__).resolve().parent / "demo"
-    parser.add_argument("--output", type=Path, default=default,
-                        help="folder for the pictures (default: demo beside this script)")
-    parser.add_argument("--count", type=int, default=300,
-                        help="pictures per letter (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0,
-                        help="number that fixes every picture (default: %(default)s)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=default,
+        help="folder for the pictures (default: demo beside this script)",
+    )
+    parser.add_argument(
+        "--count", type=int, default=300, help="pictures per letter (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="number that fixes every picture (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     if args.count < 1:
         parser.error("--count must be at least 1")

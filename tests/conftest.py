@@ -1,0 +1,67 @@
+"""What the tests share: the drawn images, a data set of them, a network trained on it."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"  # real photographs and the article; not on a user's machine
+sys.path.insert(0, str(ROOT))
+
+TRAINING = ("--epochs", "3", "--batch-size", "8", "--learning-rate", "0.01", "--momentum", "0.9")
+
+
+def script(name, *arguments, cwd=ROOT, **options):
+    """Run a script as a user does; return the finished process with its output as text."""
+    command = [sys.executable, ROOT / name, *arguments]
+    options = {"capture_output": True, "text": True, "encoding": "utf-8"} | options
+    return subprocess.run(command, cwd=cwd, env=environment(), **options)
+
+
+def environment():
+    """The user's environment, with the drawing of colours and widths off."""
+    return os.environ | {"PYTHONIOENCODING": "utf-8", "COLUMNS": "100", "NO_COLOR": "1"}
+
+
+def load_script(path):
+    """A script as a module; `import test` would find Python's own package of that name."""
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_script", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def folder_options(folder):
+    """The options that point training.py and test.py to the folders of a test's run."""
+    return ("--checkpoint", folder / "Checkpoint", "--weights-full", folder / "Weights_Full")
+
+
+@pytest.fixture(scope="session")
+def drawings(tmp_path_factory):
+    """A folder of 12 drawings of each letter: A_1.jpg ... C_12.jpg."""
+    folder = tmp_path_factory.mktemp("drawings")
+    script("asl_data/draw_hands.py", "--output", folder, "--count", "12", check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dataset(drawings, tmp_path_factory):
+    """A Numpy_folder of the drawings: 24 images to train, 9 to validate, 3 to test."""
+    folder = tmp_path_factory.mktemp("dataset")
+    script("preprocess.py", "--data", drawings, "--numpy-folder", folder, check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(dataset, tmp_path_factory):
+    """A folder with the Checkpoint and Weights_Full of three epochs, never interrupted."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = script(
+        "training.py", "--numpy-folder", dataset, *folder_options(folder), *TRAINING, check=True
+    )
+    (folder / "output.txt").write_text(done.stdout, encoding="utf-8")
+    return folder

@@ -1,0 +1,403 @@
+"""training.py: its network against the article's, its checkpoints, and what it refuses."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT, SHARED, TRAINING, environment, folder_options, script
+
+import preprocess
+import training
+
+# The article's model.add(...) calls, in their order.
+ARTICLE = """
+Conv2D(filters=96, input_shape=(224,224,3), kernel_size=(11,11),strides=(4,4), padding='valid')
+Activation('relu')
+MaxPooling2D(pool_size=(2,2), strides=(2,2), padding='valid')
+BatchNormalization()
+Conv2D(filters=256, kernel_size=(11,11), strides=(1,1), padding='valid')
+Activation('relu')
+MaxPooling2D(pool_size=(2,2), strides=(2,2), padding='valid')
+BatchNormalization()
+Conv2D(filters=384, kernel_size=(3,3), strides=(1,1), padding='valid')
+Activation('relu')
+BatchNormalization()
+Conv2D(filters=384, kernel_size=(3,3), strides=(1,1), padding='valid')
+Activation('relu')
+BatchNormalization()
+Conv2D(filters=256, kernel_size=(3,3), strides=(1,1), padding='valid')
+Activation('relu')
+MaxPooling2D(pool_size=(2,2), strides=(2,2), padding='valid')
+BatchNormalization()
+Flatten()
+Dense(4096, input_shape=(224*224*3,))
+Activation('relu')
+Dropout(0.4)
+BatchNormalization()
+Dense(4096)
+Activation('relu')
+Dropout(0.6)
+BatchNormalization()
+Dense(1000)
+Activation('relu')
+Dropout(0.5)
+BatchNormalization()
+Dense(24)
+Activation('softmax')
+""".split("\n")[1:-1]
+
+
+def article_layers():
+    """The article's layers, made by its own code; today's Input stands for its input_shape."""
+    calls = [re.sub(r",? ?input_shape=\([\d,*]*\)", "", call) for call in ARTICLE]
+    return [eval(call, vars(keras.layers).copy()) for call in calls]
+
+
+@pytest.fixture
+def model():
+    keras.utils.set_random_seed(3)
+    yield training.build_model(24, seed=3)
+    keras.utils.clear_session()
+
+
+# ---- the network ----
+
+
+def test_layers_are_the_articles(model):
+    assert isinstance(model.layers[0], keras.layers.Rescaling) and model.layers[0].scale == 1 / 255
+    for ours, theirs in zip(model.layers[1:], article_layers(), strict=True):
+        assert type(ours) is type(theirs)
+        free = ("name", "seed", "dtype", "batch_input_shape")
+        configs = [
+            {key: value for key, value in layer.get_config().items() if key not in free}
+            for layer in (ours, theirs)
+        ]
+        assert configs[0] == configs[1]
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the article is not on this machine")
+def test_the_list_above_is_the_articles():
+    text = (SHARED / "article" / "article.fr.md").read_text(encoding="utf-8")
+    text = text[text.index("# training.py") : text.index("# test.py")]
+    calls = re.findall(r"model\.add\((.*?\))\)(?=model|#|$| *\n)", text, flags=re.MULTILINE)
+    calls = [call for line in calls for call in line.split(")model.add(")]
+    assert [call.replace(" ", "") for call in calls] == [call.replace(" ", "") for call in ARTICLE]
+
+
+def test_sizes_and_parameters(model):
+    sizes = [layer.output.shape[1] for layer in model.layers if len(layer.output.shape) == 4]
+    assert list(dict.fromkeys(sizes)) == [224, 54, 27, 17, 8, 6, 4, 2, 1]
+    assert model.count_params() == 28_103_776
+    assert model.output_shape == (None, 24)
+    dropouts = [layer for layer in model.layers if isinstance(layer, keras.layers.Dropout)]
+    assert len({layer.seed for layer in dropouts}) == 3
+
+
+def test_predicts_as_the_articles_network(model):
+    """uint8 into ours and float / 255 into the article's, with the same weights."""
+    article = keras.Sequential([keras.Input((224, 224, 3)), *article_layers()])
+    article.set_weights(model.get_weights())
+    images = np.random.default_rng(0).integers(0, 256, (4, 224, 224, 3), dtype=np.uint8)
+    ours, theirs = model.predict(images, verbose=0), article.predict(images / 255.0, verbose=0)
+    assert np.allclose(ours, theirs, atol=1e-6) and ours.std() > 0
+
+
+def test_as_many_outputs_as_columns():
+    assert training.build_model(29, seed=0).output_shape == (None, 29)
+
+
+# ---- feeding ----
+
+
+def test_batches_are_a_new_order_each_epoch():
+    images = np.arange(20, dtype=np.uint8).reshape(20, 1)
+    batches = training.Batches(images, images.astype("float32"), 8)
+    orders = []
+    for seed, epoch in [(0, 0), (0, 1), (1, 0), (0, 0)]:
+        training.Shuffle(batches, seed).on_epoch_begin(epoch)
+        rows = [batches[i][0] for i in range(len(batches))]
+        assert [len(part) for part in rows] == [8, 8, 4] and rows[0].dtype == np.uint8
+        orders.append(np.concatenate(rows)[:, 0].tolist())
+        assert sorted(orders[-1]) == list(range(20))
+    assert orders[0] == orders[3] and orders[0] != orders[1] != orders[2] != orders[0]
+
+
+def test_fit_sees_the_order_of_each_epoch():
+    """Keras reads ahead; even so the first batch of an epoch is of that epoch's order."""
+    seen = []
+
+    class Spy(training.Batches):
+        def __getitem__(self, index):
+            images, labels = super().__getitem__(index)
+            seen.append((index, images[:, 0].tolist()))
+            return images, labels
+
+    images = np.arange(20, dtype=np.uint8).reshape(20, 1)
+    batches = Spy(images, images.astype("float32"), 8)
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(loss="mse", optimizer="sgd")
+    shuffle = training.Shuffle(batches, 7)
+    model.fit(batches, epochs=3, shuffle=False, verbose=0, callbacks=[shuffle])
+    for epoch in range(3):
+        expected = np.random.default_rng((7, epoch)).permutation(20).tolist()
+        read = seen[len(seen) - 3 * (3 - epoch) :][:3]
+        assert [index for index, _ in read] == [0, 1, 2]
+        assert sum((rows for _, rows in read), []) == expected
+
+
+# ---- what a run leaves ----
+
+
+def arrays(path):
+    """{name: array} of all that an HDF5 file holds."""
+    found = {}
+    with h5py.File(path, "r") as file:
+        file.visititems(
+            lambda name, item: found.update({name: item[()]}) if hasattr(item, "shape") else None
+        )
+    return found
+
+
+def same_arrays(some, others):
+    some, others = arrays(some), arrays(others)
+    return some.keys() == others.keys() and all(np.array_equal(some[k], others[k]) for k in some)
+
+
+def files(folder):
+    """{name: bytes} of what training.py left in a folder, the set-aside runs included."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "output.txt"
+    }
+
+
+def assert_same_run(folder, other):
+    """Bit for bit the same checkpoints, history and final files."""
+    assert files(folder).keys() == files(other).keys()
+    for path in folder.rglob("*.h*5"):
+        assert same_arrays(path, other / path.relative_to(folder)), path
+    for path in [*folder.rglob("*.csv"), *folder.rglob("*.json")]:
+        assert path.read_bytes() == (other / path.relative_to(folder)).read_bytes(), path
+
+
+def history(folder):
+    with open(folder / "Checkpoint" / "history.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_files_and_their_names(trained):
+    rows = history(trained)
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    names = [f"weights.{int(r['epoch']):02d}-{float(r['val_loss']):.2f}.hdf5" for r in rows]
+    assert {path.name for path in (trained / "Checkpoint").iterdir()} == {*names, "history.csv"}
+    final = {path.name for path in (trained / "Weights_Full").iterdir()}
+    assert final == {"model.json", "model_weights.h5", "class_names.json"}
+    classes = json.loads((trained / "Weights_Full" / "class_names.json").read_text())
+    assert classes == {"columns": list("ABCDEFGHIKLMNOPQRSTUVWXY"), "classes": ["A", "B", "C"]}
+
+
+def test_output(trained):
+    output = (trained / "output.txt").read_text(encoding="utf-8")
+    assert "Total params: 28,103,776" in output
+    assert "train 24 images, validation 9\ndevice cpu:0, backend tensorflow, float32\n" in output
+    assert len(re.findall(r"^epoch \d/3: .* images/s [\d.]+$", output, flags=re.MULTILINE)) == 3
+    assert output.endswith("Saved model to disk\n")
+    assert "\b" not in output and "\r" not in output
+
+
+def test_keras_opens_checkpoints_and_final_model(trained):
+    last = max((trained / "Checkpoint").glob("*.hdf5"))
+    loaded = keras.models.load_model(last)
+    folder = trained / "Weights_Full"
+    final = keras.models.model_from_json((folder / "model.json").read_text())
+    final.load_weights(folder / "model_weights.h5")
+    images = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
+    assert np.array_equal(loaded.predict(images, verbose=0), final.predict(images, verbose=0))
+    assert loaded.optimizer.name == "SGD" and float(loaded.optimizer.momentum) == 0.9
+
+
+def test_validation_loss_is_of_whole_labels(trained, dataset):
+    """The article divides the labels by 255 as well; its val_loss is 255 times too small."""
+    model = keras.models.load_model(max((trained / "Checkpoint").glob("*.hdf5")))
+    images, labels = map(np.asarray, preprocess.load_split(dataset, "validation"))
+    loss, _ = model.evaluate(images, labels, verbose=0)
+    assert float(history(trained)[-1]["val_loss"]) == pytest.approx(loss, rel=1e-4)
+
+
+# ---- going on ----
+
+
+def train(dataset, folder, *arguments, **options):
+    options = {"capture_output": True, "text": True, "encoding": "utf-8"} | options
+    arguments = ["--numpy-folder", dataset, *folder_options(folder), *TRAINING, *arguments]
+    return script("training.py", *arguments, **options)
+
+
+def start_training(dataset, folder):
+    command = [sys.executable, ROOT / "training.py", "--numpy-folder", dataset]
+    return subprocess.Popen(
+        [*command, *folder_options(folder), *TRAINING],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment(),
+        encoding="utf-8",
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as in a terminal
+    )
+
+
+def wait_for(pattern, folder, process):
+    while not list((folder / "Checkpoint").glob(pattern)):
+        assert process.poll() is None, "training ended before"
+        time.sleep(0.002)
+
+
+def test_killed_and_run_again_equals_never_killed(dataset, trained, tmp_path):
+    """kill -9 while the first checkpoint is written, and again within the second epoch."""
+    for pattern in (".partial-weights.*.hdf5", "weights.01-*.hdf5"):
+        process = start_training(dataset, tmp_path)
+        wait_for(pattern, tmp_path, process)
+        process.kill()
+        process.communicate()
+        for path in (tmp_path / "Checkpoint").glob("weights.*.hdf5"):
+            training.read_run(path)
+    done = train(dataset, tmp_path, check=True)
+    assert "going on after epoch 1: " in done.stdout
+    assert_same_run(tmp_path, trained)
+
+
+def test_interrupted_says_how_to_go_on(dataset, trained, tmp_path):
+    process = start_training(dataset, tmp_path)
+    wait_for("history.csv", tmp_path, process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate()
+    assert process.returncode == 130
+    assert output.endswith("stopped after 1 epochs; the same command goes on from there\n")
+    train(dataset, tmp_path, check=True)
+    assert_same_run(tmp_path, trained)
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_finished_run_writes_what_is_missing(dataset, trained, copy):
+    shutil.rmtree(copy / "Weights_Full")
+    done = train(dataset, copy, check=True)
+    assert "finished before: 3 epochs are trained; more with --epochs\n" in done.stdout
+    assert_same_run(copy, trained)
+
+
+def test_more_epochs_go_on(dataset, trained, copy):
+    done = train(dataset, copy, "--epochs", "4", check=True)
+    assert re.findall(r"^epoch (\d/\d)", done.stdout, flags=re.MULTILINE) == ["4/4"]
+    assert history(copy)[:3] == history(trained) and len(history(copy)) == 4
+    assert not same_arrays(*(f / "Weights_Full/model_weights.h5" for f in (copy, trained)))
+
+
+def test_fresh_moves_the_old_run_aside(dataset, trained, copy):
+    done = train(dataset, copy, "--fresh", "--epochs", "1", "--seed", "8", check=True)
+    (old,) = (copy / "Checkpoint").glob("old-*")
+    assert f"moved 7 files of an earlier run to {old}\n" in done.stdout
+    moved = {path.name: path.read_bytes() for path in old.iterdir()}
+    assert moved == {name.split("/")[1]: data for name, data in files(trained).items()}
+    assert len(history(copy)) == 1
+
+
+def in_process(dataset, folder, *arguments):
+    options = ["--numpy-folder", dataset, *folder_options(folder), *TRAINING, *arguments]
+    training.main([str(option) for option in options])
+
+
+@pytest.mark.parametrize(
+    "arguments, difference",
+    [
+        (("--learning-rate", "0.5"), "learning rate 0.01, not 0.5"),
+        (("--momentum", "0"), "momentum 0.9, not 0.0"),
+        (("--batch-size", "4"), "batch size 8, not 4"),
+        (("--seed", "1"), "seed 0, not 1"),
+        (("--precision", "mixed_float16"), "precision float32, not mixed_float16"),
+    ],
+)
+def test_other_settings_are_refused(dataset, copy, arguments, difference):
+    before = files(copy)
+    with pytest.raises(preprocess.UserError, match=f"with {difference};.*--fresh"):
+        in_process(dataset, copy, *arguments)
+    assert files(copy) == before
+
+
+def test_other_data_is_refused(drawings, copy, tmp_path):
+    preprocess.main(["--data", f"{drawings}", "--numpy-folder", f"{tmp_path / 'n'}", "--seed", "1"])
+    with pytest.raises(preprocess.UserError, match="with other data;.*--fresh"):
+        in_process(tmp_path / "n", copy)
+
+
+def test_broken_and_foreign_checkpoints_do_not_count(dataset, trained, copy, capsys):
+    """Training goes on after the last whole one, and says which it left aside."""
+    names = sorted(path.name for path in (copy / "Checkpoint").glob("*.hdf5"))
+    last = copy / "Checkpoint" / names[2]
+    last.write_bytes(last.read_bytes()[:50_000_000])
+    (copy / "Checkpoint" / "weights.99-0.00.hdf5").write_bytes(b"not HDF5")
+    settings = training.read_run(copy / "Checkpoint" / names[0])["settings"]
+    path, run = training.last_checkpoint(copy / "Checkpoint", settings)
+    assert path.name == names[1] and len(run["history"]) == 2
+    output = capsys.readouterr().out
+    assert output.count("left aside: ") == 2 and names[2] in output and "weights.99" in output
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_other_precisions_go_on_exactly(dataset, tmp_path, precision):
+    """The loss scale of mixed_float16 is part of what a checkpoint keeps."""
+    for folder, epochs in [("straight", "2"), ("resumed", "1"), ("resumed", "2")]:
+        arguments = ("--epochs", epochs, "--precision", precision)
+        done = train(dataset, tmp_path / folder, *arguments, check=True)
+        assert f"backend tensorflow, {precision}\n" in done.stdout
+    assert_same_run(tmp_path / "resumed", tmp_path / "straight")
+    final = arrays(tmp_path / "straight" / "Weights_Full" / "model_weights.h5")
+    final.pop("run")
+    assert {array.dtype for array in final.values()} == {np.dtype("float32")}
+
+
+# ---- mistakes ----
+
+
+def test_the_step_before_was_not_run(tmp_path):
+    done = train(tmp_path, tmp_path)
+    assert done.returncode == 1
+    message = f"training.py: {tmp_path}/dataset.json is missing: run preprocess.py first\n"
+    assert done.stderr.endswith(message) and "Traceback" not in done.stderr
+    assert done.stdout == "" and files(tmp_path) == {}
+
+
+@pytest.mark.parametrize("wrong", ["--epochs 0", "--precision float8", "--epoch 1"])
+def test_wrong_usage(wrong):
+    with pytest.raises(SystemExit) as ended:
+        training.main(wrong.split())
+    assert ended.value.code == 2
+
+
+def test_names_the_gpu_that_keras_does_not_see(tmp_path, monkeypatch, capsys):
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-1)'\n")
+    smi.chmod(0o755)
+    training.print_device("float32")
+    assert "warning" not in capsys.readouterr().out
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    training.print_device("float32")
+    assert capsys.readouterr().out == (
+        "device cpu:0, backend tensorflow, float32\n"
+        "warning: Keras does not see GPU 0: NVIDIA H200; "
+        "mend it with: pip install 'tensorflow[and-cuda]'\n"
+    )
