@@ -15,6 +15,7 @@ and writes, in Numpy_folder/,
 """
 
 import argparse
+import errno
 import hashlib
 import json
 import os
@@ -46,6 +47,13 @@ NOTHING_THERE = f"""no images ({" ".join(SUFFIXES)}) in {{}}; put there
 https://www.kaggle.com/api/v1/datasets/download/grassknoted/asl-alphabet
   or your own photographs, A_1.jpg ..., or, to try the scripts, drawings
     python asl_data/draw_hands.py"""
+
+CURES = {
+    errno.EACCES: "change its permissions, or name another place",
+    errno.ENOSPC: "make room and run the same command again",
+    errno.EFBIG: "raise the limit of file sizes and run the same command again",
+    errno.EROFS: "name another place",
+}
 
 
 class UserError(Exception):
@@ -95,17 +103,27 @@ def parse_options(argv):
     about = "classes to take, or all (default: A B C)"
     add("--classes", nargs="+", default=["A", "B", "C"], metavar="CLASS", help=about)
     about = f"training images per class (default: {TRAIN}, or 8 of 12 where these are too many)"
-    add("--train", type=positive_int, metavar="N", help=about)
+    add("--train", type=between(int, 1), metavar="N", help=about)
     about = f"validation images per class (default: {VALIDATION}, or 3 of 12 likewise)"
-    add("--validation", type=positive_int, metavar="N", help=about)
-    add("--seed", type=int, default=0, metavar="N", help="order of the images (default: 0)")
+    add("--validation", type=between(int, 1), metavar="N", help=about)
+    add(
+        "--seed",
+        type=between(int, 0),
+        default=0,
+        metavar="N",
+        help="order of the images (default: 0)",
+    )
     return parser.parse_args(argv)
 
 
-def positive_int(text):
-    """A command line's count, an int of at least 1."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+def between(kind, low, high=2**31 - 1):
+    """A type for argparse: an int or float from low to high."""
+
+    def number(text):
+        if not low <= (value := kind(text)) <= high:  # nan is not either
+            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
+        return value
+
     return number
 
 
@@ -120,34 +138,39 @@ def find_source(path):
     data = HERE / "asl_data"
     standard = [data / "new", data, *sorted(data.glob("*.zip")), data / "demo"]
     for source in [path] if path else filter(Path.exists, standard):
-        names = file_names(source)
+        names = list(folder_files(source)) if source.is_dir() else zip_files(source)
         if listing := list_images(names):
             print_source(source, names, listing)
             return source, listing
     raise UserError(NOTHING_THERE.format(path or data))
 
 
-def file_names(source):
-    """Names of the files in a folder or a zip, relative to it, with "/" between their parts."""
-    if source.is_dir():
-        return list(folder_files(source))
-    with open_zip(source) as archive:
-        return [entry.filename for entry in archive.infolist() if not entry.is_dir()]
-
-
 def folder_files(folder):
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    """Names of the files in a folder, relative to it, with "/" between their parts."""
+
+    def refuse(error):
+        raise error  # os.walk would pass over what it may not read
+
+    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         below = Path(parent).relative_to(folder)
         if len(below.parts) == 3:  # as deep as the Kaggle archive goes
             folders.clear()
         yield from ((below / file).as_posix() for file in files)
 
 
+def zip_files(path):
+    """Names of the files in a zip."""
+    with open_zip(path) as archive:
+        return [entry.filename for entry in archive.infolist() if not entry.is_dir()]
+
+
 def open_zip(path):
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"{path} is not a whole zip archive ({error}); download it again") from None
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        raise UserError(
+            f"{path} is neither a folder nor a whole zip archive ({error}); download it again"
+        ) from None
     if any(entry.flag_bits & 1 for entry in archive.infolist()):
         raise UserError(f"{path} is encrypted; unpack it and give the folder with --data")
     return archive
@@ -156,36 +179,39 @@ def open_zip(path):
 def list_images(names):
     """[(name, class)] of the images among the files, sorted by name.
 
-    Where there are images of the flat layout, only these count.
+    Of the flat layout and the one with a folder per class, the one with more images counts.
     """
     listing = sorted((name, label) for name in names if (label := class_of(name)))
     flat = [image for image in listing if "/" not in image[0]]
-    return flat or listing
+    nested = [image for image in listing if "/" in image[0]]
+    return max(flat, nested, key=len)
 
 
 def class_of(name):
     """Class of an image file; None if it is not an image or lies elsewhere.
 
-    >>> class_of("A_34.jpg"), class_of("A34.jpg"), class_of("asl_alphabet_train/A/A1.jpg")
-    ('A', 'A', 'A')
+    "A_34.jpg", "A34.jpg" and "asl_alphabet_train/A/A34.jpg" are of class "A".
     """
     path = PurePosixPath(re.sub("^(asl_alphabet_train/){1,2}", "", name))
-    if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+    if not is_image(path):
         return None
     if len(path.parts) == 1:
-        label = re.split(r"[_\d]", path.stem)[0]
-        return label or None
+        return re.split(r"[_\d]", path.stem)[0] or None
     if len(path.parts) == 2 and path.parts[0] not in NOT_CLASSES:
         return path.parts[0]
     return None
 
 
+def is_image(path):
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
 def print_source(source, names, listing):
     print(f"source {source}: {len(listing):,} images")
-    tests = sum(name.startswith("asl_alphabet_test/") for name in names)
-    if tests:
+    tests = [name for name in names if name.startswith("asl_alphabet_test/")]
+    if tests := sum(is_image(PurePosixPath(name)) for name in tests):
         print(f"left out {tests:,} images of asl_alphabet_test: not part of the 3,000 of a class")
-    if source == HERE / "asl_data" / "demo":
+    if source.resolve() == HERE / "asl_data" / "demo":
         print("these are drawings: their accuracy says nothing about photographs")
 
 
@@ -195,7 +221,9 @@ def choose_classes(wanted, listing):
     classes = found if wanted == ["all"] else sorted(set(wanted))
     for label in classes:
         if label not in found:
-            raise UserError(f"no image of class {label}; there are {' '.join(found)}")
+            raise UserError(
+                f"no image of class {label}; there are {' '.join(found)}: see --classes"
+            )
     if len(classes) < 2:
         raise UserError(f"one class ({classes[0]}) leaves nothing to learn; take at least two")
     return classes
@@ -226,12 +254,6 @@ def deal(listing, train, validation):
     """
     numbers = Counter(label for _, label in listing)
     counts = {label: split_counts(label, numbers[label], train, validation) for label in numbers}
-    article = (train or TRAIN, validation or VALIDATION)
-    if small := sorted(label for label in counts if counts[label] != article):
-        print(
-            f"too few images for {article[0]:,} + {article[1]:,} + 1: {' '.join(small)}, "
-            "dealt in the article's proportions (8 : 3 : 1)"
-        )
     seen = Counter()
     splits = {split: [] for split in SPLITS}
     for name, label in listing:
@@ -278,9 +300,11 @@ def write_splits(folder, listing, columns, read_bytes, train, validation):
         splits = deal(listing, train, validation)
         bad = write_arrays(folder, splits, columns, read_bytes)
         if not bad:
+            print_proportions(splits, train or TRAIN, validation or VALIDATION)
             return splits, unreadable
         print(f"skipped {len(bad):,} that can't be read: {', '.join(bad)}; dealing again")
         unreadable += bad
+        bad = set(bad)
         listing = [image for image in listing if image[0] not in bad]
 
 
@@ -325,8 +349,21 @@ def read_image(read_bytes, name):
         data = np.frombuffer(read_bytes(name), np.uint8)
         image = cv2.imdecode(data, cv2.IMREAD_COLOR)
         return cv2.resize(image, (IMAGE_SIZE, IMAGE_SIZE))
-    except (OSError, cv2.error, zipfile.BadZipFile, zlib.error, NotImplementedError):
+    except (OSError, cv2.error, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
         return None
+
+
+def print_proportions(splits, train, validation):
+    """Name the classes that were too small for the counts."""
+    dealt = [Counter(label for _, label in splits[split]) for split in ("train", "validation")]
+    small = [
+        label for label in sorted(dealt[0]) if [c[label] for c in dealt] != [train, validation]
+    ]
+    if small:
+        print(
+            f"too few images for {train:,} + {validation:,} + 1: {' '.join(small)}, "
+            "dealt in the article's proportions (8 : 3 : 1)"
+        )
 
 
 def print_counts(classes, counts):
@@ -384,11 +421,13 @@ def sha256(path):
 
 def load_dataset(folder):
     """dataset.json of a folder that preprocess.py wrote, as a dict; see `main` for its keys."""
-    finish_move(folder)
+    finish_move(folder)  # of a run that was killed in the middle of it
     path = folder / "dataset.json"
     try:
         dataset = json.loads(path.read_text(encoding="utf-8"))
-        dataset["files"], dataset["rows"], dataset["columns"]
+        for split in SPLITS:
+            len(dataset["rows"][split]), len(dataset["columns"])
+            dataset["files"][f"{split}_set.npy"], dataset["files"][f"{split}_classes.npy"]
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run preprocess.py first") from None
     except (ValueError, TypeError, KeyError) as error:
@@ -396,13 +435,12 @@ def load_dataset(folder):
     return dataset
 
 
-def load_split(folder, split):
-    """(images, labels) of one split, checked against dataset.json.
+def load_split(folder, split, dataset):
+    """(images, labels) of one split, checked against what `load_dataset` gave.
 
     images: uint8 (n, 224, 224, 3), BGR, 0 to 255, a memory map: reading rows costs no memory.
     labels: float32 (n, columns), one-hot.
     """
-    dataset = load_dataset(folder)
     rows = len(dataset["rows"][split])
     images = load_array(
         folder / f"{split}_set.npy", (rows, IMAGE_SIZE, IMAGE_SIZE, 3), "uint8", dataset
@@ -415,7 +453,7 @@ def load_split(folder, split):
 
 def load_array(path, shape, dtype, dataset):
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.lib.format.open_memmap(path, mode="r")  # np.load would also open zips
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run preprocess.py first") from None
     except (ValueError, EOFError) as error:
@@ -432,14 +470,19 @@ def load_array(path, shape, dtype, dataset):
 
 def run(main):
     """Run a script's main; a mistake that can be foreseen ends in a message and exit status 1."""
+    name = Path(sys.argv[0]).name
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # file names need not be text
     try:
         main()
     except UserError as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+        sys.exit(f"{name}: {error}")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        sys.exit(f"{Path(sys.argv[0]).name}: {where}{error.strerror or error}")
+        cure = CURES.get(error.errno, "check the path")
+        sys.exit(f"{name}: {where}{error.strerror or error}; {cure}")
     except KeyboardInterrupt:
+        print(f"{name}: stopped", file=sys.stderr)
         sys.exit(130)
 
 

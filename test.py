@@ -11,27 +11,36 @@ import argparse
 from pathlib import Path
 
 from preprocess import UserError, load_dataset, load_split, run
-from training import Batches, add_folders, checkpoints, read_run  # ahead of keras, to hush it
+from training import (  # ahead of keras, to hush it
+    Batches,
+    add_folders,
+    checkpoints,
+    load_columns,
+    read_run,
+)
 
-from keras.models import model_from_json
+from keras.models import Sequential, model_from_json
 from sklearn.metrics import accuracy_score, confusion_matrix
 
 
 def main(argv=None):
     options = parse_options(argv)
     dataset = load_dataset(options.numpy_folder)
-    images, labels = load_split(options.numpy_folder, "test")
+    images, labels = load_split(options.numpy_folder, "test", dataset)
 
+    columns = load_columns(options.weights_full)
+    if columns != dataset["columns"]:
+        raise UserError(
+            f"the network reads {' '.join(columns)}, "
+            f"the data holds {' '.join(dataset['columns'])}: run training.py on this data"
+        )
     model = load_model(options.weights_full / "model.json")
     model.summary()
-    if model.output_shape[-1] != labels.shape[1]:
-        raise UserError(
-            f"the network has {model.output_shape[-1]} outputs, the labels have "
-            f"{labels.shape[1]} columns: run training.py on this {options.numpy_folder}"
-        )
     final = options.weights_full / "model_weights.h5"
     load_weights(model, final)
-    load_weights(model, options.weights or best_weights(final, options.checkpoint, dataset))
+    best = options.weights or best_weights(final, options.checkpoint, dataset)
+    trained = load_weights(model, best)
+    print_weights(best, trained, dataset)
 
     predicted = model.predict(Batches(images, labels, 32), verbose=0).argmax(axis=1)
     expected = labels.argmax(axis=1)
@@ -54,21 +63,26 @@ def parse_options(argv):
 def load_model(path):
     """The network of model.json, with no weights yet."""
     try:
-        return model_from_json(path.read_text(encoding="utf-8"))
+        model = model_from_json(path.read_text(encoding="utf-8"))
+        if not isinstance(model, Sequential):
+            raise TypeError("no Sequential network")
+        return model
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run training.py first, to its end") from None
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is damaged or of another Keras ({error})") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} is damaged or of another Keras ({reason})") from None
 
 
 def load_weights(model, path):
-    """Load the weights of an HDF5 file of training.py, a checkpoint or the last weights."""
-    last = read_run(path)["history"][-1]
+    """Load the weights of an HDF5 file of training.py; return what `read_run` tells of it."""
+    run = read_run(path)
     try:
         model.load_weights(path)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} does not fit the network ({error})") from None
-    print(f"weights of {path}: epoch {last['epoch']}, val_loss {last['val_loss']:.4g}")
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} does not fit the network ({reason})") from None
+    return run
 
 
 def best_weights(final, checkpoint_folder, dataset):
@@ -76,8 +90,8 @@ def best_weights(final, checkpoint_folder, dataset):
     settings = read_run(final)["settings"]
     if settings["data"] != dataset["files"]:
         raise UserError(
-            f"{final} was trained on other data than what Numpy_folder holds: its test images may "
-            "have been training images. Run training.py, or name the weights with --weights"
+            f"{final} was trained on other data than this, which may hold test images of now: "
+            "run training.py, or name the weights with --weights"
         )
     ours = [
         (run["history"][-1]["val_loss"], path)
@@ -85,6 +99,14 @@ def best_weights(final, checkpoint_folder, dataset):
         if run["settings"] == settings
     ]
     return min(ours)[1] if ours else final
+
+
+def print_weights(path, trained, dataset):
+    """Say which weights are tested; trained is what `read_run` tells of them."""
+    last = trained["history"][-1]
+    print(f"weights {path}: epoch {last['epoch']}, val_loss {last['val_loss']:.4g}")
+    if trained["settings"]["data"] != dataset["files"]:
+        print("these were trained on other data, which may hold some of the test images")
 
 
 def print_classes(columns, expected, predicted):

@@ -14,17 +14,19 @@ The same command goes on after the last checkpoint, and ends as if it had never 
 import argparse
 import csv
 import json
+import logging
+import math
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # ahead of keras, or it logs eight lines
 
-import absl.logging
 import h5py
 import keras
 import numpy as np
@@ -41,18 +43,25 @@ from keras.layers import (
 )
 from keras.optimizers import SGD
 
-from preprocess import HERE, IMAGE_SIZE, UserError, load_dataset, load_split, positive_int, run
+from preprocess import HERE, IMAGE_SIZE, UserError, between, load_dataset, load_split, run
 
-absl.logging.set_verbosity(absl.logging.ERROR)  # keras warns at each .hdf5
+logging.getLogger("absl").setLevel(logging.ERROR)  # keras warns at each .hdf5
+
+CHECKPOINTS = "weights.*.hdf5"  # as in the article: weights.{epoch:02d}-{val_loss:.2f}.hdf5
+FINAL_FILES = ("model.json", "model_weights.h5", "class_names.json")
 
 
 def main(argv=None):
     options = parse_options(argv)
     dataset = load_dataset(options.numpy_folder)
-    train, validation = (load_split(options.numpy_folder, s) for s in ("train", "validation"))
-    settings = run_settings(options, dataset)
+    train = load_split(options.numpy_folder, "train", dataset)
+    validation = load_split(options.numpy_folder, "validation", dataset)
+    for folder in (options.checkpoint, options.weights_full):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()  # fail now rather than after an epoch
     if options.fresh:
         put_aside(options.checkpoint, options.weights_full)
+    settings = run_settings(options, dataset)
     last = last_checkpoint(options.checkpoint, settings)
 
     keras.config.set_dtype_policy(options.precision)
@@ -68,11 +77,11 @@ def main(argv=None):
     print(f"train {len(train[0]):,} images, validation {len(validation[0]):,}")
     print_device(options.precision)
 
-    history = restore(model, last) if last else []
+    history = restore(model, *last) if last else []
     if len(history) < options.epochs:
         fit(model, train, validation, options, settings, history)
     else:
-        print(f"finished before: {len(history)} epochs are trained; more with --epochs")
+        print(f"finished before, after epoch {len(history)}; --epochs gives it more")
     print_best(history)
     save_model(options.weights_full, model, architecture, dataset, settings, history)
     print("Saved model to disk")
@@ -83,11 +92,15 @@ def parse_options(argv):
         description="Train the article's network on Numpy_folder/*.npy.", allow_abbrev=False
     )
     add = parser.add_argument
-    add("--epochs", type=positive_int, default=50, help="passes over the images (default: 50)")
-    add("--batch-size", type=positive_int, default=32, help="images per step (default: 32)")
-    add("--learning-rate", type=float, default=0.001, help="of SGD (default: 0.001)")
-    add("--momentum", type=float, default=0.0, help="of SGD (default: 0.0)")
-    add("--seed", type=int, default=0, help="of weights, dropout and order (default: 0)")
+    add("--epochs", type=between(int, 1), default=50, help="passes over the images (default: 50)")
+    add("--batch-size", type=between(int, 1), default=32, help="images per step (default: 32)")
+    add(
+        "--learning-rate", type=between(float, 0, 10), default=0.001, help="of SGD (default: 0.001)"
+    )
+    add("--momentum", type=between(float, 0, 1), default=0.0, help="of SGD (default: 0.0)")
+    add(
+        "--seed", type=between(int, 0), default=0, help="of weights, dropout and order (default: 0)"
+    )
     add(
         "--precision",
         choices=["float32", "mixed_bfloat16", "mixed_float16"],
@@ -170,14 +183,14 @@ def print_device(precision):
     """Say where the network runs, and what to do where an NVIDIA GPU is not used."""
     devices = keras.distribution.list_devices()
     print(f"device {', '.join(devices)}, backend {keras.backend.backend()}, {precision}")
-    if not any(device.startswith("gpu") for device in devices) and nvidia_gpus():
+    if not any(device.startswith("gpu") for device in devices) and (gpu := first_nvidia_gpu()):
         cure = {"tensorflow": "tensorflow[and-cuda]", "jax": "jax[cuda13]"}
         cure = cure.get(keras.backend.backend(), "torch")
-        print(f"warning: Keras does not see {nvidia_gpus()}; mend it with: pip install '{cure}'")
+        print(f"warning: Keras does not see {gpu}; mend it with: pip install '{cure}'")
 
 
-def nvidia_gpus():
-    """What nvidia-smi lists, "" where there is none."""
+def first_nvidia_gpu():
+    """Name of the first GPU that nvidia-smi lists, "" where there is none."""
     try:
         listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
@@ -202,12 +215,15 @@ def fit(model, train, validation, options, settings, history):
             verbose=1 if terminal else 0,
             callbacks=[
                 Shuffle(batches, options.seed),
-                Speed(len(train[0]), quiet=terminal),
+                Speed(len(train[0]), print_line=not terminal),
                 Checkpoint(options.checkpoint, settings, history),
             ],
         )
     except KeyboardInterrupt:
-        print(f"\nstopped after {len(history)} epochs; the same command goes on from there")
+        fresh = ", without --fresh," * options.fresh
+        print(
+            f"\nstopped: {len(history)} epochs are kept; the same command{fresh} goes on from there"
+        )
         sys.exit(130)
 
 
@@ -251,9 +267,9 @@ class Speed(keras.callbacks.Callback):
     """Adds the training images per second, validation apart, to what keras shows of an epoch;
     prints the epoch's line itself where keras' progress bar is off."""
 
-    def __init__(self, images, quiet):
+    def __init__(self, images, print_line):
         super().__init__()
-        self.images, self.quiet = images, quiet
+        self.images, self.print_line = images, print_line
 
     def on_epoch_begin(self, epoch, logs=None):
         self.begin = time.perf_counter()
@@ -263,7 +279,7 @@ class Speed(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         logs["images/s"] = self.images / (self.trained - self.begin)
-        if not self.quiet:
+        if self.print_line:
             seconds = time.perf_counter() - self.begin
             facts = ", ".join(f"{name} {value:.4g}" for name, value in logs.items())
             epochs = self.params["epochs"]
@@ -296,6 +312,11 @@ class Checkpoint(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         names = ("accuracy", "loss", "val_accuracy", "val_loss")
         row = {"epoch": epoch + 1} | {name: float(logs[name]) for name in names}
+        if math.isnan(row["loss"] + row["val_loss"]):
+            raise UserError(
+                f"the loss is nan in epoch {epoch + 1}, which is not kept; "
+                "start over with --fresh and a lower --learning-rate"
+            )
         path = self.folder / "weights.{epoch:02d}-{val_loss:.2f}.hdf5".format(**row)
         with whole_file(path) as partial:
             self.model.save(partial)
@@ -306,8 +327,10 @@ class Checkpoint(keras.callbacks.Callback):
 
 @contextmanager
 def whole_file(path):
-    """Give the name of a file to write, which replaces `path` when the block ends without error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Give the name of a file to write, which replaces `path` when the block ends without error.
+
+    Removes what killed runs left of such files in the same folder.
+    """
     for rubbish in path.parent.glob(".partial-*"):  # of a run that was killed
         rubbish.unlink()
     partial = path.with_name(f".partial-{path.name}")  # keras goes by the suffix
@@ -316,6 +339,8 @@ def whole_file(path):
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
+    except RuntimeError as error:  # of h5py, where the disk is full
+        raise UserError(f"{path} can't be written ({error}); make room and run again") from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -338,6 +363,8 @@ def read_run(path):
             return json.loads(file["run"][()])
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run training.py first") from None
+    except PermissionError:
+        raise
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{path} is not a whole file of training.py ({error})") from None
 
@@ -358,7 +385,7 @@ def write_history(folder, history):
 def checkpoints(folder):
     """The whole checkpoints in a folder, [(path, run)], by epoch."""
     found = []
-    for path in folder.glob("weights.*.hdf5"):
+    for path in folder.glob(CHECKPOINTS):
         try:
             found.append((path, read_run(path)))
         except UserError as error:
@@ -370,13 +397,17 @@ def last_checkpoint(folder, settings):
     """(path, run) of the last checkpoint with these settings; None in an empty folder."""
     found = checkpoints(folder)
     ours = [(path, run) for path, run in found if run["settings"] == settings]
-    if found and not ours:
+    if ours:
+        return ours[-1]
+    if found:
         path, run = found[-1]
         raise UserError(
             f"{path} is of a run with {difference(run['settings'], settings)}; "
             "go on with what it had, or start over with --fresh"
         )
-    return ours[-1] if ours else None
+    if list(folder.glob(CHECKPOINTS)):
+        raise UserError(f"no checkpoint in {folder} is whole; start over with --fresh")
+    return None
 
 
 def difference(old, new):
@@ -388,10 +419,9 @@ def difference(old, new):
     )
 
 
-def restore(model, checkpoint):
+def restore(model, path, run):
     """Bring a compiled model to where it was at a checkpoint; return the history up to there."""
-    path, run = checkpoint
-    print(f"going on after epoch {len(run['history'])}: {path}")
+    print(f"{path} restored")
     model.load_weights(path)
     model.optimizer.build(model.trainable_variables)
     with h5py.File(path, "r") as file:
@@ -406,8 +436,9 @@ def restore(model, checkpoint):
 
 def put_aside(checkpoint, weights_full):
     """Move an earlier run's files to Checkpoint/old-<time>/."""
-    files = [*checkpoint.glob("*.hdf5"), *checkpoint.glob("*.csv")]
-    files += [path for path in weights_full.glob("*") if path.suffix in (".json", ".h5")]
+    files = [*checkpoint.glob(CHECKPOINTS), checkpoint / "history.csv"]
+    files += [weights_full / name for name in FINAL_FILES]
+    files = [path for path in files if path.exists()]
     if files:
         old = checkpoint / time.strftime("old-%Y%m%d-%H%M%S")
         old.mkdir()
@@ -421,14 +452,26 @@ def put_aside(checkpoint, weights_full):
 
 def save_model(folder, model, architecture, dataset, settings, history):
     """Write the architecture, the weights and the class of each output."""
-    with whole_file(folder / "model.json") as partial:
-        partial.write_text(architecture)
-    with whole_file(folder / "class_names.json") as partial:
-        names = {name: dataset[name] for name in ("columns", "classes")}
+    network, weights, class_names = (folder / name for name in FINAL_FILES)
+    with whole_file(network) as partial:
+        partial.write_text(architecture, encoding="utf-8")
+    with whole_file(class_names) as partial:
+        names = {"columns": dataset["columns"], "classes": dataset["classes"]}
         partial.write_text(json.dumps(names), encoding="utf-8")
-    with whole_file(folder / "model_weights.h5") as partial:
+    with whole_file(weights) as partial:
         model.save(partial, include_optimizer=False)
         write_run(partial, model, settings, history)
+
+
+def load_columns(folder):
+    """The class name of each output of the network in Weights_Full/."""
+    path = folder / "class_names.json"
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))["columns"])
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run training.py first, to its end") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error}): run training.py again") from None
 
 
 if __name__ == "__main__":

@@ -2,15 +2,21 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+# What is compared bit for bit and line by line is TensorFlow's on a CPU.
+os.environ.update(CUDA_VISIBLE_DEVICES="-1", KERAS_BACKEND="tensorflow")
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"  # real photographs and the article; not on a user's machine
 sys.path.insert(0, str(ROOT))
+
+import preprocess  # noqa: E402
 
 TRAINING = ("--epochs", "3", "--batch-size", "8", "--learning-rate", "0.01", "--momentum", "0.9")
 
@@ -40,6 +46,11 @@ def folder_options(folder):
     return ("--checkpoint", folder / "Checkpoint", "--weights-full", folder / "Weights_Full")
 
 
+def load(folder, split):
+    """(images, labels) of a split of a Numpy_folder."""
+    return preprocess.load_split(folder, split, preprocess.load_dataset(folder))
+
+
 @pytest.fixture(scope="session")
 def drawings(tmp_path_factory):
     """A folder of 12 drawings of each letter: A_1.jpg ... C_12.jpg."""
@@ -65,3 +76,16 @@ def trained(dataset, tmp_path_factory):
     )
     (folder / "output.txt").write_text(done.stdout, encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    """A copy of `trained` by links, as a checkpoint is 225 MB; replace its files, never write in
+    them."""
+    return shutil.copytree(trained, tmp_path / "copy", copy_function=os.link)
+
+
+def replace(path, data):
+    """Write bytes as a new file of the same name."""
+    path.unlink()
+    path.write_bytes(data)

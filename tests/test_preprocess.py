@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import zipfile
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED, script
+from conftest import ROOT, SHARED, load, replace, script
 
 import preprocess
 
@@ -55,7 +56,7 @@ def copy_images(drawings, folder, name):
 
 def test_shapes_and_types(dataset):
     for split, rows in (("train", 24), ("validation", 9), ("test", 3)):
-        images, labels = preprocess.load_split(dataset, split)
+        images, labels = load(dataset, split)
         assert images.shape == (rows, 224, 224, 3) and images.dtype == np.uint8
         assert labels.shape == (rows, 24) and labels.dtype == np.float32
         assert np.array_equal(labels.sum(axis=1), np.ones(rows))
@@ -67,7 +68,7 @@ def test_rows_are_what_the_article_reads(drawings, dataset):
     facts = preprocess.load_dataset(dataset)
     seen = set()
     for split in preprocess.SPLITS:
-        images, labels = preprocess.load_split(dataset, split)
+        images, labels = load(dataset, split)
         for image, label, name in zip(images, labels, facts["rows"][split], strict=True):
             article = cv2.resize(cv2.imread(str(drawings / name)), (224, 224))
             assert np.array_equal(image, article)
@@ -219,6 +220,13 @@ def test_nothing_there_names_both_cures(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_picture_beside_the_folders_does_not_count(kaggle, drawings, tmp_path):
+    whole, _ = make(tmp_path / "1", "--data", kaggle)
+    shutil.copy(drawings / "A_1.jpg", kaggle / "cover.jpg")
+    again, _ = make(tmp_path / "2", "--data", kaggle)
+    assert equal(whole, again)
+
+
 # ---- classes and counts ----
 
 
@@ -299,6 +307,15 @@ def test_the_next_image_takes_the_place(drawings, tmp_path, capsys):
             assert np.array_equal(image, article)
 
 
+def test_names_that_are_not_text(drawings, tmp_path):
+    """A name in another encoding than the terminal's is no reason to fail."""
+    copy_images(drawings, tmp_path / "data", "{}_{}.jpg".format)
+    (tmp_path / "data" / os.fsdecode(b"A_\xff.jpg")).write_bytes(b"")
+    options = ("--data", tmp_path / "data", "--numpy-folder", tmp_path / "out")
+    done = script("preprocess.py", *options, check=True)
+    assert "skipped 1 that can't be read: A_\\udcff.jpg; dealing again\n" in done.stdout
+
+
 def test_zip_member_that_is_damaged(kaggle, tmp_path):
     archive = shutil.make_archive(tmp_path / "asl-alphabet", "zip", kaggle)
     with zipfile.ZipFile(archive) as file:
@@ -324,7 +341,7 @@ def test_a_class_without_readable_images(drawings, tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("--classes", "A", "Q"), "no image of class Q; there are A B C"),
+        (("--classes", "A", "Q"), "no image of class Q; there are A B C: see --classes"),
         (("--classes", "A"), "one class (A) leaves nothing to learn; take at least two"),
         (("--train", "11"), "class A has 12 images: too few for 11 to train"),
     ],
@@ -336,7 +353,9 @@ def test_mistakes_end_in_one_line(drawings, tmp_path, arguments, message):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [("--train", "0"), ("--train", "x"), ("--colour", "RGB")])
+@pytest.mark.parametrize(
+    "arguments", [("--train", "0"), ("--train", "x"), ("--seed", "-1"), ("--color", "RGB")]
+)
 def test_wrong_usage(arguments):
     assert script("preprocess.py", *arguments).returncode == 2
 
@@ -350,14 +369,34 @@ def test_sources_that_are_none(drawings, tmp_path):
     data[data.index(b"PK\x01\x02") + 8] |= 1  # the flag of the central directory's first entry
     encrypted.write_bytes(data)
     for path, message in [
-        (html, "is not a whole zip archive (File is not a zip file); download it again"),
-        (cut, "is not a whole zip archive"),
+        (html, "is neither a folder nor a whole zip archive (File is not a zip file); download"),
+        (cut, "is neither a folder nor a whole zip archive"),
         (encrypted, "is encrypted; unpack it and give the folder with --data"),
-        (tmp_path / "absent", "No such file or directory"),
+        (tmp_path / "absent", "No such file or directory; check the path"),
     ]:
         done = script("preprocess.py", "--data", path, "--numpy-folder", tmp_path / "out")
         assert done.returncode == 1 and message in done.stderr and str(path) in done.stderr
         assert done.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read all")
+def test_folder_that_may_not_be_read(drawings, tmp_path):
+    copy_images(drawings, tmp_path / "data", "{0}/{0}{1}.jpg".format)
+    (tmp_path / "data" / "B").chmod(0)
+    done = script("preprocess.py", "--data", tmp_path / "data", "--numpy-folder", tmp_path / "out")
+    (tmp_path / "data" / "B").chmod(0o700)
+    assert done.returncode == 1 and "B: Permission denied; change its perm" in done.stderr
+
+
+def test_file_size_limit(drawings, tmp_path):
+    """A disk that is full: one line, no rubbish, and the old set as it was."""
+    make(tmp_path, "--data", drawings)
+    before = contents(tmp_path)
+    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))}
+    options = ("--data", drawings, "--numpy-folder", tmp_path, "--seed", "1")
+    done = script("preprocess.py", *options, **limit)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "File too large" in done.stderr
+    assert contents(tmp_path) == before
 
 
 def test_folder_that_cannot_be_written(drawings, tmp_path):
@@ -398,17 +437,19 @@ def test_killed_runs_leave_a_whole_set(tmp_path):
     begin = time.perf_counter()
     subprocess.run([*command[:-1], tmp_path / "timed"], check=True, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - begin
-    partial = 0
-    for moment in np.linspace(0.3, 1, 6) * seconds:
+    for moment in [None, *np.linspace(0.3, 1, 6) * seconds]:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        time.sleep(moment)
+        if moment is None:
+            while not (out / ".partial" / "train_set.npy").exists():
+                assert process.poll() is None
+        else:
+            time.sleep(moment)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        partial += (out / ".partial").exists()
+        assert moment or (out / ".partial").exists()
         for split in preprocess.SPLITS:
-            preprocess.load_split(out, split)
+            load(out, split)
         assert {name: (out / name).read_bytes() for name in ARRAYS} in sets
-    assert partial  # at least one was killed while it wrote
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     assert {name: (out / name).read_bytes() for name in ARRAYS} == sets[1]
     assert {path.name for path in out.iterdir()} == {*ARRAYS, "dataset.json"}
@@ -423,7 +464,7 @@ def test_killed_between_the_moves(drawings, tmp_path, monkeypatch):
         shutil.copy(tmp_path / "new" / name, tmp_path / "out" / name)
     for name in sorted([*ARRAYS, "dataset.json"])[4:]:
         shutil.copy(tmp_path / "new" / name, tmp_path / "out" / ".whole" / name)
-    preprocess.load_split(tmp_path / "out", "train")
+    load(tmp_path / "out", "train")
     assert equal(new, {name: np.load(tmp_path / "out" / name) for name in ARRAYS})
     assert not (tmp_path / "out" / ".whole").exists()
 
@@ -433,6 +474,8 @@ def harm(path, kind):
     data = path.read_bytes()
     if kind == "missing":
         path.unlink()
+    elif kind == "zip":
+        replace(path, b"PK\x03\x04" + data[4:])
     elif kind == "empty":
         path.write_bytes(b"")
     elif kind == "truncated":
@@ -447,13 +490,15 @@ def harm(path, kind):
         np.save(path, np.load(path).astype("float64"))
 
 
-@pytest.mark.parametrize("kind", "missing empty truncated pickle shape dtype".split() + ["one bit"])
+@pytest.mark.parametrize(
+    "kind", "missing zip empty truncated pickle shape dtype".split() + ["one bit"]
+)
 @pytest.mark.parametrize("name", ARRAYS[:2])
 def test_arrays_that_are_damaged(dataset, tmp_path, name, kind):
     shutil.copytree(dataset, tmp_path / "out")
     harm(tmp_path / "out" / name, kind)
     with pytest.raises(preprocess.UserError, match=f"{name} .*run preprocess.py"):
-        preprocess.load_split(tmp_path / "out", "train")
+        load(tmp_path / "out", "train")
 
 
 def test_arrays_of_another_run(drawings, dataset, tmp_path):
@@ -461,15 +506,15 @@ def test_arrays_of_another_run(drawings, dataset, tmp_path):
     make(tmp_path / "new", "--data", drawings, "--seed", "1")
     shutil.copy(tmp_path / "new" / "train_set.npy", tmp_path / "out" / "train_set.npy")
     with pytest.raises(preprocess.UserError, match="train_set.npy is of another data set"):
-        preprocess.load_split(tmp_path / "out", "train")
+        load(tmp_path / "out", "train")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "7"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "7", '{"rows": {}}'])
 def test_dataset_json_that_is_damaged(dataset, tmp_path, text):
     shutil.copytree(dataset, tmp_path / "out")
     (tmp_path / "out" / "dataset.json").write_text(text)
     with pytest.raises(preprocess.UserError, match="dataset.json is damaged"):
-        preprocess.load_split(tmp_path / "out", "train")
+        load(tmp_path / "out", "train")
 
 
 # ---- the real photographs ----
@@ -490,5 +535,5 @@ def test_real_photographs(tmp_path):
     assert "total  6,000       2,250    750\n" in done.stdout
     megabytes = int(done.stderr.split("anonymous memory ")[1].split()[0])
     assert megabytes < 300, done.stderr  # the article's script takes 2,900
-    images, labels = preprocess.load_split(tmp_path, "train")
+    images, labels = load(tmp_path, "train")
     assert images.shape == (6000, 224, 224, 3) and labels.sum(axis=0)[:3].tolist() == [2000] * 3

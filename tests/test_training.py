@@ -2,8 +2,9 @@
 
 import csv
 import json
-import os
+import math
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED, TRAINING, environment, folder_options, script
+from conftest import ROOT, SHARED, TRAINING, environment, folder_options, load, replace, script
 
 import preprocess
 import training
@@ -174,9 +175,9 @@ def same_arrays(some, others):
 
 
 def files(folder):
-    """{name: bytes} of what training.py left in a folder, the set-aside runs included."""
+    """{name: (size, time of the last change)} of what training.py left in a folder."""
     return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
+        path.relative_to(folder).as_posix(): (path.stat().st_size, path.stat().st_mtime_ns)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != "output.txt"
     }
@@ -230,7 +231,7 @@ def test_keras_opens_checkpoints_and_final_model(trained):
 def test_validation_loss_is_of_whole_labels(trained, dataset):
     """The article divides the labels by 255 as well; its val_loss is 255 times too small."""
     model = keras.models.load_model(max((trained / "Checkpoint").glob("*.hdf5")))
-    images, labels = map(np.asarray, preprocess.load_split(dataset, "validation"))
+    images, labels = map(np.asarray, load(dataset, "validation"))
     loss, _ = model.evaluate(images, labels, verbose=0)
     assert float(history(trained)[-1]["val_loss"]) == pytest.approx(loss, rel=1e-4)
 
@@ -272,7 +273,7 @@ def test_killed_and_run_again_equals_never_killed(dataset, trained, tmp_path):
         for path in (tmp_path / "Checkpoint").glob("weights.*.hdf5"):
             training.read_run(path)
     done = train(dataset, tmp_path, check=True)
-    assert "going on after epoch 1: " in done.stdout
+    assert re.search(r"weights.0[12]-.*.hdf5 restored\n", done.stdout)
     assert_same_run(tmp_path, trained)
 
 
@@ -282,21 +283,16 @@ def test_interrupted_says_how_to_go_on(dataset, trained, tmp_path):
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate()
     assert process.returncode == 130
-    assert output.endswith("stopped after 1 epochs; the same command goes on from there\n")
+    message = r"\nstopped: [12] epochs are kept; the same command goes on from there\n$"
+    assert re.search(message, output)
     train(dataset, tmp_path, check=True)
     assert_same_run(tmp_path, trained)
-
-
-@pytest.fixture
-def copy(trained, tmp_path):
-    shutil.copytree(trained, tmp_path / "copy")
-    return tmp_path / "copy"
 
 
 def test_finished_run_writes_what_is_missing(dataset, trained, copy):
     shutil.rmtree(copy / "Weights_Full")
     done = train(dataset, copy, check=True)
-    assert "finished before: 3 epochs are trained; more with --epochs\n" in done.stdout
+    assert "finished before, after epoch 3; --epochs gives it more\n" in done.stdout
     assert_same_run(copy, trained)
 
 
@@ -311,8 +307,7 @@ def test_fresh_moves_the_old_run_aside(dataset, trained, copy):
     done = train(dataset, copy, "--fresh", "--epochs", "1", "--seed", "8", check=True)
     (old,) = (copy / "Checkpoint").glob("old-*")
     assert f"moved 7 files of an earlier run to {old}\n" in done.stdout
-    moved = {path.name: path.read_bytes() for path in old.iterdir()}
-    assert moved == {name.split("/")[1]: data for name, data in files(trained).items()}
+    assert files(old) == {name.split("/")[1]: facts for name, facts in files(trained).items()}
     assert len(history(copy)) == 1
 
 
@@ -348,13 +343,17 @@ def test_broken_and_foreign_checkpoints_do_not_count(dataset, trained, copy, cap
     """Training goes on after the last whole one, and says which it left aside."""
     names = sorted(path.name for path in (copy / "Checkpoint").glob("*.hdf5"))
     last = copy / "Checkpoint" / names[2]
-    last.write_bytes(last.read_bytes()[:50_000_000])
+    replace(last, last.read_bytes()[:50_000_000])
     (copy / "Checkpoint" / "weights.99-0.00.hdf5").write_bytes(b"not HDF5")
     settings = training.read_run(copy / "Checkpoint" / names[0])["settings"]
     path, run = training.last_checkpoint(copy / "Checkpoint", settings)
     assert path.name == names[1] and len(run["history"]) == 2
     output = capsys.readouterr().out
     assert output.count("left aside: ") == 2 and names[2] in output and "weights.99" in output
+    for name in names[:2]:
+        replace(copy / "Checkpoint" / name, b"")
+    with pytest.raises(preprocess.UserError, match="no checkpoint in .* is whole; .*--fresh"):
+        training.last_checkpoint(copy / "Checkpoint", settings)
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
@@ -368,9 +367,31 @@ def test_other_precisions_go_on_exactly(dataset, tmp_path, precision):
     final = arrays(tmp_path / "straight" / "Weights_Full" / "model_weights.h5")
     final.pop("run")
     assert {array.dtype for array in final.values()} == {np.dtype("float32")}
+    last = max((tmp_path / "straight" / "Checkpoint").glob("*.hdf5"))
+    assert keras.models.load_model(last).count_params() == 28_103_776
 
 
 # ---- mistakes ----
+
+
+def test_nan_stops_and_is_not_kept(tmp_path):
+    """The best checkpoint can't be one of a loss that is no number."""
+    callback = training.Checkpoint(tmp_path, {}, [])
+    for logs in ({"loss": math.nan, "val_loss": 1.0}, {"loss": 1.0, "val_loss": math.nan}):
+        with pytest.raises(preprocess.UserError, match="nan in epoch 3.*lower --learning-rate"):
+            callback.on_epoch_end(2, logs | {"accuracy": 0.3, "val_accuracy": 0.3})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_size_limit(dataset, trained, tmp_path):
+    """A disk that is full: one line, no broken checkpoint, and the run goes on later."""
+    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10**7, 10**7))}
+    done = train(dataset, tmp_path, **limit)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert re.search("training.py: .*; .*run", done.stderr.splitlines()[-1])
+    assert files(tmp_path) == {}
+    train(dataset, tmp_path, check=True)
+    assert_same_run(tmp_path, trained)
 
 
 def test_the_step_before_was_not_run(tmp_path):
@@ -381,7 +402,11 @@ def test_the_step_before_was_not_run(tmp_path):
     assert done.stdout == "" and files(tmp_path) == {}
 
 
-@pytest.mark.parametrize("wrong", ["--epochs 0", "--precision float8", "--epoch 1"])
+@pytest.mark.parametrize(
+    "wrong",
+    ["--epochs 0", "--precision float8", "--epoch 1", "--seed -1", "--seed 9999999999"]
+    + ["--momentum 2", "--learning-rate nan", "--learning-rate -1", "--batch-size 1.5"],
+)
 def test_wrong_usage(wrong):
     with pytest.raises(SystemExit) as ended:
         training.main(wrong.split())
@@ -389,12 +414,12 @@ def test_wrong_usage(wrong):
 
 
 def test_names_the_gpu_that_keras_does_not_see(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
     smi = tmp_path / "nvidia-smi"
+    training.print_device("float32")
+    assert capsys.readouterr().out == "device cpu:0, backend tensorflow, float32\n"
     smi.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-1)'\n")
     smi.chmod(0o755)
-    training.print_device("float32")
-    assert "warning" not in capsys.readouterr().out
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     training.print_device("float32")
     assert capsys.readouterr().out == (
         "device cpu:0, backend tensorflow, float32\n"
