@@ -275,6 +275,7 @@ class Speed(keras.callbacks.Callback):
         self.begin = time.perf_counter()
 
     def on_test_begin(self, logs=None):
+        keras.ops.convert_to_numpy(self.model.metrics_variables[0])  # waits for the device
         self.trained = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
