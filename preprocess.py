@@ -57,7 +57,7 @@ CURES = {
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; `run` prints it in place of a traceback."""
+    """A mistake that the user can mend; `run_main` prints it in place of a traceback."""
 
 
 def main(argv=None):
@@ -468,7 +468,7 @@ def load_array(path, shape, dtype, dataset):
     return array
 
 
-def run(main):
+def run_main(main):
     """Run a script's main; a mistake that can be foreseen ends in a message and exit status 1."""
     name = Path(sys.argv[0]).name
     for stream in (sys.stdout, sys.stderr):
@@ -487,4 +487,4 @@ def run(main):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

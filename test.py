@@ -10,7 +10,7 @@ the article, the best weights of Checkpoint/; prints the accuracy and writes not
 import argparse
 from pathlib import Path
 
-from preprocess import UserError, load_dataset, load_split, run
+from preprocess import UserError, load_dataset, load_split, run_main
 from training import (  # ahead of keras, to hush it
     Batches,
     add_folders,
@@ -118,4 +118,4 @@ def print_classes(columns, expected, predicted):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

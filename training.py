@@ -43,7 +43,7 @@ from keras.layers import (
 )
 from keras.optimizers import SGD
 
-from preprocess import HERE, IMAGE_SIZE, UserError, between, load_dataset, load_split, run
+from preprocess import HERE, IMAGE_SIZE, UserError, between, load_dataset, load_split, run_main
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # keras warns at each .hdf5
 
@@ -476,4 +476,4 @@ def load_columns(folder):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)
