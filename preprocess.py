@@ -88,6 +88,7 @@ def main(argv=None):
             unreadable=unreadable,
             rows={split: [name for name, _ in splits[split]] for split in SPLITS},
         )
+    print_proportions(classes, counts, options.train or TRAIN, options.validation or VALIDATION)
     print_counts(classes, counts)
     print("Data preprocessing success!")
 
@@ -300,7 +301,6 @@ def write_splits(folder, listing, columns, read_bytes, train, validation):
         splits = deal(listing, train, validation)
         bad = write_arrays(folder, splits, columns, read_bytes)
         if not bad:
-            print_proportions(splits, train or TRAIN, validation or VALIDATION)
             return splits, unreadable
         print(f"skipped {len(bad):,} that can't be read: {', '.join(bad)}; dealing again")
         unreadable += bad
@@ -353,11 +353,11 @@ def read_image(read_bytes, name):
         return None
 
 
-def print_proportions(splits, train, validation):
+def print_proportions(classes, counts, train, validation):
     """Name the classes that were too small for the counts."""
-    dealt = [Counter(label for _, label in splits[split]) for split in ("train", "validation")]
+    asked = {"train": train, "validation": validation}
     small = [
-        label for label in sorted(dealt[0]) if [c[label] for c in dealt] != [train, validation]
+        label for label in classes if any(counts[split][label] != asked[split] for split in asked)
     ]
     if small:
         print(
@@ -419,19 +419,29 @@ def sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextmanager
+def reading(path, step):
+    """Around the reading of a file that a step wrote: what is wrong with it becomes a UserError."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run {step} first") from None
+    except PermissionError:
+        raise  # the file may be whole
+    except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} is damaged or foreign ({reason}): run {step} again") from None
+
+
 def load_dataset(folder):
     """dataset.json of a folder that preprocess.py wrote, as a dict; see `main` for its keys."""
     finish_move(folder)  # of a run that was killed in the middle of it
     path = folder / "dataset.json"
-    try:
+    with reading(path, "preprocess.py"):
         dataset = json.loads(path.read_text(encoding="utf-8"))
         for split in SPLITS:
             len(dataset["rows"][split]), len(dataset["columns"])
             dataset["files"][f"{split}_set.npy"], dataset["files"][f"{split}_classes.npy"]
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: run preprocess.py first") from None
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is damaged ({error}): run preprocess.py again") from None
     return dataset
 
 
@@ -452,12 +462,8 @@ def load_split(folder, split, dataset):
 
 
 def load_array(path, shape, dtype, dataset):
-    try:
+    with reading(path, "preprocess.py"):
         array = np.lib.format.open_memmap(path, mode="r")  # np.load would also open zips
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: run preprocess.py first") from None
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{path} is damaged ({error}): run preprocess.py again") from None
     if array.shape != shape or array.dtype != dtype:
         raise UserError(
             f"{path} holds {array.dtype} {array.shape}, not {dtype} {shape}: "

@@ -10,7 +10,7 @@ the article, the best weights of Checkpoint/; prints the accuracy and writes not
 import argparse
 from pathlib import Path
 
-from preprocess import UserError, load_dataset, load_split, run_main
+from preprocess import UserError, load_dataset, load_split, reading, run_main
 from training import (  # ahead of keras, to hush it
     Batches,
     add_folders,
@@ -37,9 +37,10 @@ def main(argv=None):
     model = load_model(options.weights_full / "model.json")
     model.summary()
     final = options.weights_full / "model_weights.h5"
-    load_weights(model, final)
-    best = options.weights or best_weights(final, options.checkpoint, dataset)
-    trained = load_weights(model, best)
+    trained = load_weights(model, final)
+    best = options.weights or best_weights(final, trained, options.checkpoint, dataset)
+    if best != final:
+        trained = load_weights(model, best)
     print_weights(best, trained, dataset)
 
     predicted = model.predict(Batches(images, labels, 32), verbose=0).argmax(axis=1)
@@ -62,16 +63,11 @@ def parse_options(argv):
 
 def load_model(path):
     """The network of model.json, with no weights yet."""
-    try:
+    with reading(path, "training.py"):
         model = model_from_json(path.read_text(encoding="utf-8"))
         if not isinstance(model, Sequential):
             raise TypeError("no Sequential network")
-        return model
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: run training.py first, to its end") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path} is damaged or of another Keras ({reason})") from None
+    return model
 
 
 def load_weights(model, path):
@@ -85,9 +81,12 @@ def load_weights(model, path):
     return run
 
 
-def best_weights(final, checkpoint_folder, dataset):
-    """The checkpoint with the lowest val_loss of the run that ended in `final`, else `final`."""
-    settings = read_run(final)["settings"]
+def best_weights(final, trained, checkpoint_folder, dataset):
+    """The checkpoint with the lowest val_loss of the run that ended in `final`, else `final`.
+
+    trained is what `read_run` tells of `final`.
+    """
+    settings = trained["settings"]
     if settings["data"] != dataset["files"]:
         raise UserError(
             f"{final} was trained on other data than this, which may hold test images of now: "

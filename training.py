@@ -43,7 +43,16 @@ from keras.layers import (
 )
 from keras.optimizers import SGD
 
-from preprocess import HERE, IMAGE_SIZE, UserError, between, load_dataset, load_split, run_main
+from preprocess import (
+    HERE,
+    IMAGE_SIZE,
+    UserError,
+    between,
+    load_dataset,
+    load_split,
+    reading,
+    run_main,
+)
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # keras warns at each .hdf5
 
@@ -359,15 +368,8 @@ def write_run(path, model, settings, history):
 
 def read_run(path):
     """What `write_run` wrote, as a dict: settings, history (a row an epoch), dropout."""
-    try:
-        with h5py.File(path, "r") as file:
-            return json.loads(file["run"][()])
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: run training.py first") from None
-    except PermissionError:
-        raise
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is not a whole file of training.py ({error})") from None
+    with reading(path, "training.py"), h5py.File(path, "r") as file:
+        return json.loads(file["run"][()])
 
 
 def dropout_states(model):
@@ -467,12 +469,8 @@ def save_model(folder, model, architecture, dataset, settings, history):
 def load_columns(folder):
     """The class name of each output of the network in Weights_Full/."""
     path = folder / "class_names.json"
-    try:
+    with reading(path, "training.py"):
         return list(json.loads(path.read_text(encoding="utf-8"))["columns"])
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: run training.py first, to its end") from None
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is damaged ({error}): run training.py again") from None
 
 
 if __name__ == "__main__":
