@@ -16,7 +16,6 @@ and writes, in Numpy_folder/,
 
 import argparse
 import errno
-import hashlib
 import json
 import os
 import random
@@ -335,12 +334,17 @@ def read_ahead(read_bytes, names):
     cores = os.cpu_count() or 1
     waiting = deque()
     with ThreadPoolExecutor(cores) as pool:
-        for name in names:
-            waiting.append(pool.submit(read_image, read_bytes, name))
-            if len(waiting) > 8 * cores:
-                yield waiting.popleft().result()
+        for start in range(0, len(names), 16):  # one by one, handing them over takes a fifth
+            block = names[start : start + 16]
+            waiting.append(pool.submit(read_images, read_bytes, block))
+            if len(waiting) > 2 * cores:
+                yield from waiting.popleft().result()
         while waiting:
-            yield waiting.popleft().result()
+            yield from waiting.popleft().result()
+
+
+def read_images(read_bytes, names):
+    return [read_image(read_bytes, name) for name in names]
 
 
 def read_image(read_bytes, name):
@@ -404,19 +408,24 @@ def finish_move(folder):
     whole = folder / ".whole"
     if whole.exists():
         for file in whole.iterdir():
-            file.replace(folder / file.name)
+            (folder / file.name).unlink(missing_ok=True)  # ext4 would first write it to the disk
+            file.rename(folder / file.name)
         whole.rmdir()
 
 
 def describe_dataset(folder, **facts):
-    """Write dataset.json: the facts, and the SHA-256 of each .npy file."""
-    facts["files"] = {path.name: sha256(path) for path in sorted(folder.glob("*.npy"))}
+    """Write dataset.json: the facts, and the CRC-32 of each .npy file."""
+    facts["files"] = {path.name: crc32(path) for path in sorted(folder.glob("*.npy"))}
     (folder / "dataset.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
-def sha256(path):
+def crc32(path):
+    """Enough to tell damage and mistakes, at a third of the time of SHA-256."""
+    value = 0
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(2**20):
+            value = zlib.crc32(block, value)
+    return f"{value:08x}"
 
 
 @contextmanager
@@ -469,7 +478,7 @@ def load_array(path, shape, dtype, dataset):
             f"{path} holds {array.dtype} {array.shape}, not {dtype} {shape}: "
             "run preprocess.py again"
         )
-    if sha256(path) != dataset["files"][path.name]:
+    if crc32(path) != dataset["files"][path.name]:
         raise UserError(f"{path} is of another data set or damaged: run preprocess.py again")
     return array
 
