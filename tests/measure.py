@@ -13,20 +13,28 @@ from pathlib import Path
 
 
 def main():
-    begin = time.perf_counter()
-    process = subprocess.Popen(sys.argv[1:])
-    peaks = {"RssAnon": 0, "RssFile": 0}
-    while process.poll() is None:
-        for kind, size in memory(process.pid).items():
-            peaks[kind] = max(peaks[kind], size)
-        time.sleep(0.02)
-    seconds = time.perf_counter() - begin
+    returncode, seconds, peaks = measure(sys.argv[1:])
     print(
         f"{seconds:.1f} s, peak anonymous memory {peaks['RssAnon'] / 1e6:.0f} MB, "
         f"mapped files {peaks['RssFile'] / 1e6:.0f} MB",
         file=sys.stderr,
     )
-    sys.exit(process.returncode)
+    sys.exit(returncode)
+
+
+def measure(command, **options):
+    """Run a command to its end: (exit status, seconds, {"RssAnon": bytes, "RssFile": bytes}).
+
+    options: for subprocess.Popen.
+    """
+    begin = time.perf_counter()
+    process = subprocess.Popen(command, **options)
+    peaks = {"RssAnon": 0, "RssFile": 0}
+    while process.poll() is None:
+        for kind, size in memory(process.pid).items():
+            peaks[kind] = max(peaks[kind], size)
+        time.sleep(0.02)
+    return process.returncode, time.perf_counter() - begin, peaks
 
 
 def memory(pid):
