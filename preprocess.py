@@ -415,7 +415,9 @@ def finish_move(folder):
 
 def describe_dataset(folder, **facts):
     """Write dataset.json: the facts, and the CRC-32 of each .npy file."""
-    facts["files"] = {path.name: crc32(path) for path in sorted(folder.glob("*.npy"))}
+    paths = sorted(folder.glob("*.npy"))
+    with ThreadPoolExecutor() as pool:
+        facts["files"] = {path.name: crc for path, crc in zip(paths, pool.map(crc32, paths))}
     (folder / "dataset.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
