@@ -21,6 +21,7 @@ import os
 import random
 import re
 import shutil
+import stat
 import sys
 import zipfile
 import zlib
@@ -29,7 +30,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-import cv2
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**27))  # ahead of cv2; 400 MB an image
+try:
+    import cv2
+except ModuleNotFoundError:
+    raise
+except ImportError as error:
+    sys.exit(
+        f"import cv2: {error}; on a server without libGL, either apt-get install libgl1, "
+        "or pip uninstall opencv-python and pip install opencv-python-headless"
+    )
+import filelock
 import numpy as np
 from tqdm import tqdm
 
@@ -38,6 +49,7 @@ IMAGE_SIZE = 224
 LETTERS = "ABCDEFGHIKLMNOPQRSTUVWXY"  # the 24 that are still; J and Z are movements
 TRAIN, VALIDATION = 2000, 750  # images per class, the rest is for the test
 SPLITS = ("train", "validation", "test")
+MAX_BYTES = 2**28  # of an image's file, read or unpacked
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 NOT_CLASSES = ("asl_alphabet_train", "asl_alphabet_test", "new", "demo")  # folders in asl_data/
 NOTHING_THERE = f"""no images ({" ".join(SUFFIXES)}) in {{}}; put there
@@ -50,6 +62,7 @@ https://www.kaggle.com/api/v1/datasets/download/grassknoted/asl-alphabet
 CURES = {
     errno.EACCES: "change its permissions, or name another place",
     errno.ENOSPC: "make room and run the same command again",
+    errno.EDQUOT: "make room and run the same command again",
     errno.EFBIG: "raise the limit of file sizes and run the same command again",
     errno.EROFS: "name another place",
 }
@@ -69,13 +82,14 @@ def main(argv=None):
     chosen = [image for image in listing if image[1] in classes]
 
     folder = options.numpy_folder
-    with open_source(source) as read_bytes, new_dataset(folder) as partial:
+    with open_source(source) as read_bytes, new_dataset(folder) as new:
+        check_room(folder, len(chosen) * (IMAGE_SIZE * IMAGE_SIZE * 3 + len(columns) * 4))
         splits, unreadable = write_splits(
-            partial, chosen, columns, read_bytes, options.train, options.validation
+            new, chosen, columns, read_bytes, options.train, options.validation
         )
         counts = {split: Counter(label for _, label in splits[split]) for split in SPLITS}
         describe_dataset(
-            partial,
+            new,
             classes=classes,
             columns=columns,
             image_size=IMAGE_SIZE,
@@ -161,13 +175,18 @@ def folder_files(folder):
 def zip_files(path):
     """Names of the files in a zip."""
     with open_zip(path) as archive:
-        return [entry.filename for entry in archive.infolist() if not entry.is_dir()]
+        names = [name for name in archive.namelist() if not name.endswith("/")]
+    if twice := len(names) - len(set(names)):
+        print(f"{twice:,} names occur again in {path}: the last entry counts")
+    return set(names)
 
 
 def open_zip(path):
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # zipfile raises some ten kinds
         raise UserError(
             f"{path} is neither a folder nor a whole zip archive ({error}); download it again"
         ) from None
@@ -182,24 +201,25 @@ def list_images(names):
     Of the flat layout and the one with a folder per class, the one with more images counts.
     """
     listing = sorted((name, label) for name in names if (label := class_of(name)))
-    flat = [image for image in listing if "/" not in image[0]]
-    nested = [image for image in listing if "/" in image[0]]
+    flat = [image for image in listing if not set("/\\") & set(image[0])]
+    nested = [image for image in listing if set("/\\") & set(image[0])]
     return max(flat, nested, key=len)
 
 
 def class_of(name):
     """Class of an image file; None if it is not an image or lies elsewhere.
 
-    "A_34.jpg", "A34.jpg" and "asl_alphabet_train/A/A34.jpg" are of class "A".
+    "A_34.jpg", "A34.jpg", "A (34).jpg" and "asl_alphabet_train/A/A34.jpg" are of class "A".
     """
+    name = name.replace("\\", "/")  # in zips of old Windows programs
     path = PurePosixPath(re.sub("^(asl_alphabet_train/){1,2}", "", name))
-    if not is_image(path):
+    if not is_image(path) or len(path.parts) > 2 or path.parts[0] in NOT_CLASSES:
         return None
-    if len(path.parts) == 1:
-        return re.split(r"[_\d]", path.stem)[0] or None
-    if len(path.parts) == 2 and path.parts[0] not in NOT_CLASSES:
-        return path.parts[0]
-    return None
+    nested = len(path.parts) == 2
+    label = path.parts[0] if nested else re.split(r"[_\d(]", path.stem)[0].rstrip(" -.")
+    if label[:1] in ("", ".", "/") or not label.isprintable():
+        return None  # hidden, "..", or from the root
+    return label
 
 
 def is_image(path):
@@ -238,10 +258,29 @@ def label_columns(classes):
 def open_source(source):
     """Give a function from the name of a file in a folder or a zip to its bytes."""
     if source.is_dir():
-        yield lambda name: (source / name).read_bytes()
+        yield lambda name: read_file(source / name)
     else:
         with open_zip(source) as archive:
-            yield archive.read
+            yield lambda name: read_entry(archive, name)
+
+
+def read_file(path):
+    facts = path.stat()
+    if not stat.S_ISREG(facts.st_mode):
+        raise OSError("no file")  # a pipe would wait for a writer
+    if facts.st_size > MAX_BYTES:
+        raise OSError("too large")
+    return path.read_bytes()
+
+
+def read_entry(archive, name):
+    entry = archive.getinfo(name)
+    if entry.file_size > MAX_BYTES:
+        raise OSError("too large")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise NotImplementedError("zipfile unpacks it whole, however large")
+    with archive.open(entry) as file:
+        return file.read(entry.file_size)  # read() would unpack more, if the size is a lie
 
 
 # ---- the .npy files ----
@@ -301,7 +340,8 @@ def write_splits(folder, listing, columns, read_bytes, train, validation):
         bad = write_arrays(folder, splits, columns, read_bytes)
         if not bad:
             return splits, unreadable
-        print(f"skipped {len(bad):,} that can't be read: {', '.join(bad)}; dealing again")
+        names = ", ".join(name if name.isprintable() else repr(name) for name in bad)
+        print(f"skipped {len(bad):,} that can't be read: {names}; dealing again")
         unreadable += bad
         bad = set(bad)
         listing = [image for image in listing if image[0] not in bad]
@@ -317,16 +357,23 @@ def write_arrays(folder, splits, columns, read_bytes):
     for split in SPLITS:
         shape = (len(splits[split]), IMAGE_SIZE, IMAGE_SIZE, 3)
         with open(folder / f"{split}_set.npy", "wb") as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
+            write_header(file, "|u1", shape)
             for (name, _), image in zip(splits[split], images):
                 if image is None:
                     bad.append(name)
                 else:
                     file.write(image)
         indices = [columns.index(label) for _, label in splits[split]]
-        np.save(folder / f"{split}_classes.npy", np.eye(len(columns), dtype="float32")[indices])
+        with open(folder / f"{split}_classes.npy", "wb") as file:
+            write_header(file, "<f4", (len(indices), len(columns)))
+            file.write(np.eye(len(columns), dtype="<f4")[indices])
     return bad
+
+
+def write_header(file, dtype, shape):
+    """Begin a .npy file; np.save would not say why it fails on a full disk."""
+    header = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
 
 
 def read_ahead(read_bytes, names):
@@ -353,7 +400,7 @@ def read_image(read_bytes, name):
         data = np.frombuffer(read_bytes(name), np.uint8)
         image = cv2.imdecode(data, cv2.IMREAD_COLOR)
         return cv2.resize(image, (IMAGE_SIZE, IMAGE_SIZE))
-    except (OSError, cv2.error, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
+    except Exception:  # foreign bytes: cv2, zipfile and zlib have some ten kinds of error
         return None
 
 
@@ -384,23 +431,52 @@ def print_counts(classes, counts):
 
 
 @contextmanager
+def locked(folder):
+    """Keep other runs out of a folder, until the block ends or the process does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder.resolve() / ".lock"
+    lock = filelock.FileLock(path, timeout=0, is_singleton=True, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise UserError(f"another run is at work in {folder}: let it end first") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        print(f"{folder} can't be locked ({error.strerror}): start no second run in it")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def check_room(folder, size, cure="make room"):
+    """Refuse to write `size` bytes in a folder that has no room for them."""
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise UserError(
+            f"{folder} has {free / 1e9:.3f} GB free, {size / 1e9:.3f} GB are to come: {cure}"
+        )
+
+
+@contextmanager
 def new_dataset(folder):
     """Give a folder to write a data set in.
 
     Its files move to `folder` when the block ends without an error; else they are removed, and
     what `folder` held stays.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    finish_move(folder)
-    partial = folder / ".partial"
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-    partial.mkdir()
-    try:
-        yield partial
-        partial.rename(folder / ".whole")  # from here on the new data set counts
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    finish_move(folder)
+    with locked(folder):
+        finish_move(folder)
+        partial = folder / ".partial"
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+        partial.mkdir()
+        try:
+            yield partial
+            partial.rename(folder / ".whole")  # from here on the new data set counts
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        finish_move(folder)
 
 
 def finish_move(folder):
@@ -418,7 +494,20 @@ def describe_dataset(folder, **facts):
     paths = sorted(folder.glob("*.npy"))
     with ThreadPoolExecutor() as pool:
         facts["files"] = {path.name: crc for path, crc in zip(paths, pool.map(crc32, paths))}
-    (folder / "dataset.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    (folder / "dataset.json").write_text(sealed(facts), encoding="utf-8")
+
+
+def sealed(facts):
+    """Facts as JSON, with the CRC-32 that `unsealed` checks."""
+    return json.dumps({**facts, "crc32": zlib.crc32(json.dumps(facts).encode())}, indent=1)
+
+
+def unsealed(text):
+    """The facts that `sealed` made a text of; ValueError or KeyError if it is not whole."""
+    facts = json.loads(text)
+    if facts.pop("crc32") != zlib.crc32(json.dumps(facts).encode()):
+        raise ValueError("CRC-32 does not fit")
+    return facts
 
 
 def crc32(path):
@@ -437,19 +526,22 @@ def reading(path, step):
         yield
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run {step} first") from None
-    except PermissionError:
+    except (PermissionError, UserError):
         raise  # the file may be whole
-    except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path} is damaged or foreign ({reason}): run {step} again") from None
+    except Exception as error:  # whatever a parser makes of foreign bytes
+        raise UserError(
+            f"{path} is damaged or foreign ({one_line(error)}): run {step} again"
+        ) from None
 
 
 def load_dataset(folder):
     """dataset.json of a folder that preprocess.py wrote, as a dict; see `main` for its keys."""
-    finish_move(folder)  # of a run that was killed in the middle of it
+    if (folder / ".whole").exists():  # of a run that was killed in the middle of the move
+        with locked(folder):
+            finish_move(folder)
     path = folder / "dataset.json"
     with reading(path, "preprocess.py"):
-        dataset = json.loads(path.read_text(encoding="utf-8"))
+        dataset = unsealed(path.read_text(encoding="utf-8"))
         for split in SPLITS:
             len(dataset["rows"][split]), len(dataset["columns"])
             dataset["files"][f"{split}_set.npy"], dataset["files"][f"{split}_classes.npy"]
@@ -485,6 +577,10 @@ def load_array(path, shape, dtype, dataset):
     return array
 
 
+def one_line(error):
+    return " ".join(str(error).split())[:200]
+
+
 def run_main(main):
     """Run a script's main; a mistake that can be foreseen ends in a message and exit status 1."""
     name = Path(sys.argv[0]).name
@@ -497,7 +593,8 @@ def run_main(main):
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         cure = CURES.get(error.errno, "check the path")
-        sys.exit(f"{name}: {where}{error.strerror or error}; {cure}")
+        reason = os.strerror(error.errno) if error.errno else one_line(error)
+        sys.exit(f"{name}: {where}{reason}; {cure}")
     except KeyboardInterrupt:
         print(f"{name}: stopped", file=sys.stderr)
         sys.exit(130)

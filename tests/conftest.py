@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,12 @@ def load_script(path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def stop(process):
+    """Stop a process in its tracks; return when it has stopped."""
+    process.send_signal(signal.SIGSTOP)
+    os.waitpid(process.pid, os.WUNTRACED)
 
 
 def folder_options(folder):
@@ -89,3 +96,24 @@ def replace(path, data):
     """Write bytes as a new file of the same name."""
     path.unlink()
     path.write_bytes(data)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A function that gives a folder of its own small disk, or makes that disk larger."""
+    folder = tmp_path / "disk"
+
+    def mount(size):
+        option = f"size={size}" if not folder.exists() else f"remount,size={size}"
+        folder.mkdir(exist_ok=True)
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", option, "tmpfs", folder])
+        if done.returncode:
+            pytest.skip("only root may mount a disk")
+        return folder
+
+    yield mount
+    subprocess.run(["umount", "--lazy", folder])
+
+
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=6, help="how often to kill a run (default: 6)")

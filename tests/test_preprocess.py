@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -15,7 +16,15 @@ import zipfile
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED, load, replace, script
+from conftest import ROOT, SHARED, load, replace, script, stop
+from harms import (
+    encoded,
+    lie_about_size,
+    png_bomb,
+    refused_images,
+    turned,
+    used_images,
+)
 
 import preprocess
 
@@ -35,11 +44,11 @@ def equal(some, others):
 
 
 def contents(folder):
-    """{name: bytes} of all files below a folder."""
+    """{name: bytes} of all files below a folder, but the empty file of the lock."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name != ".lock"
     }
 
 
@@ -314,7 +323,7 @@ def test_names_that_are_not_text(drawings, tmp_path):
     (tmp_path / "data" / os.fsdecode(b"A_\xff.jpg")).write_bytes(b"")
     options = ("--data", tmp_path / "data", "--numpy-folder", tmp_path / "out")
     done = script("preprocess.py", *options, check=True)
-    assert "skipped 1 that can't be read: A_\\udcff.jpg; dealing again\n" in done.stdout
+    assert "skipped 1 that can't be read: 'A_\\udcff.jpg'; dealing again\n" in done.stdout
 
 
 def test_zip_member_that_is_damaged(kaggle, tmp_path):
@@ -351,7 +360,7 @@ def test_mistakes_end_in_one_line(drawings, tmp_path, arguments, message):
     done = script("preprocess.py", "--data", drawings, "--numpy-folder", tmp_path, *arguments)
     assert done.returncode == 1
     assert done.stderr.startswith(f"preprocess.py: {message}") and done.stderr.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert contents(tmp_path) == {}
 
 
 @pytest.mark.parametrize(
@@ -428,8 +437,8 @@ def test_a_run_that_fails_leaves_what_was_there(drawings, tmp_path, monkeypatch)
     assert contents(tmp_path) == before
 
 
-def test_killed_runs_leave_a_whole_set(tmp_path):
-    """kill -9 at moments spread over a run: what stands is the old set or the new one, and the
+def test_killed_runs_leave_a_whole_set(tmp_path, request):
+    """kill -9 at moments drawn over a run: what stands is the old set or the new one, and the
     same command completes."""
     images, out = tmp_path / "images", tmp_path / "out"
     script("asl_data/draw_hands.py", "--output", images, "--count", "150", check=True)
@@ -437,28 +446,29 @@ def test_killed_runs_leave_a_whole_set(tmp_path):
     for seed in ("1", "0"):
         make(out, "--data", images, "--seed", seed)
         sets.append({name: (out / name).read_bytes() for name in ARRAYS})
-    make(out, "--data", images, "--seed", "1")
 
     command = [sys.executable, ROOT / "preprocess.py", "--data", images, "--numpy-folder", out]
     begin = time.perf_counter()
     subprocess.run([*command[:-1], tmp_path / "timed"], check=True, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - begin
-    for moment in [None, *np.linspace(0.3, 1, 6) * seconds]:
+    draw = random.Random(0)
+    for kill in range(request.config.getoption("--kills")):
+        make(out, "--data", images, "--seed", "1")
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        if moment is None:
+        if kill == 0:
             while not (out / ".partial" / "train_set.npy").exists():
                 assert process.poll() is None
         else:
-            time.sleep(moment)
+            time.sleep(draw.uniform(0.3, 1) * seconds)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert moment or (out / ".partial").exists()
+        assert kill or (out / ".partial").exists()
         for split in preprocess.SPLITS:
             load(out, split)
         assert {name: (out / name).read_bytes() for name in ARRAYS} in sets
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    assert {name: (out / name).read_bytes() for name in ARRAYS} == sets[1]
-    assert {path.name for path in out.iterdir()} == {*ARRAYS, "dataset.json"}
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        assert {name: (out / name).read_bytes() for name in ARRAYS} == sets[1]
+        assert {path.name for path in out.iterdir()} == {*ARRAYS, "dataset.json", ".lock"}
 
 
 def test_killed_between_the_moves(drawings, tmp_path, monkeypatch):
@@ -484,6 +494,8 @@ def harm(path, kind):
         replace(path, b"PK\x03\x04" + data[4:])
     elif kind == "empty":
         path.write_bytes(b"")
+    elif kind == "header":
+        replace(path, data.replace(b"}", b"\x00", 1))
     elif kind == "truncated":
         path.write_bytes(data[: len(data) // 2])
     elif kind == "one bit":
@@ -497,15 +509,15 @@ def harm(path, kind):
 
 
 @pytest.mark.parametrize(
-    "kind", "missing zip empty truncated pickle shape dtype".split() + ["one bit"]
+    "kind", "missing zip empty header truncated pickle shape dtype".split() + ["one bit"]
 )
-@pytest.mark.parametrize("name", ARRAYS[:2])
+@pytest.mark.parametrize("name", ARRAYS)
 def test_arrays_that_are_damaged(dataset, tmp_path, name, kind):
     shutil.copytree(dataset, tmp_path / "out")
     harm(tmp_path / "out" / name, kind)
     reason = "holds .*, not" if kind in ("shape", "dtype") else ""
     with pytest.raises(preprocess.UserError, match=f"{name} {reason}.*run preprocess.py"):
-        load(tmp_path / "out", "train")
+        load(tmp_path / "out", name.partition("_")[0])
 
 
 def test_arrays_of_another_run(drawings, dataset, tmp_path):
@@ -522,6 +534,235 @@ def test_dataset_json_that_is_damaged(dataset, tmp_path, text):
     (tmp_path / "out" / "dataset.json").write_text(text)
     with pytest.raises(preprocess.UserError, match="dataset.json is damaged"):
         load(tmp_path / "out", "train")
+
+
+def test_labels_that_were_changed(dataset, tmp_path):
+    """JSON that is whole but not as it was written: A and B have changed places."""
+    shutil.copytree(dataset, tmp_path / "out")
+    facts = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    facts["columns"][:2] = "BA"
+    (tmp_path / "out" / "dataset.json").write_text(json.dumps(facts))
+    with pytest.raises(preprocess.UserError, match="dataset.json is damaged .*CRC-32 does not fit"):
+        load(tmp_path / "out", "train")
+
+
+# ---- bad images and archives: harms.py makes them ----
+
+
+def test_odd_images(drawings, tmp_path, capsys):
+    """What OpenCV reads is used, under any suffix; what it refuses is skipped and named."""
+    copy_images(drawings, tmp_path / "data", "{}_{}.jpg".format)
+    used, refused = used_images(), refused_images()
+    names = {}
+    for number, (what, data) in enumerate((used | refused).items()):
+        names[what] = f"A_x{number}{['.jpg', '.png'][number % 2]}"
+        (tmp_path / "data" / names[what]).write_bytes(data)
+    arrays, facts = make(tmp_path / "1", "--data", tmp_path / "data")
+    assert sorted(facts["unreadable"]) == sorted(names[what] for what in refused)
+    output = capsys.readouterr().out
+    assert all(names[what] in output for what in refused)
+    rows = [(split, row) for split in preprocess.SPLITS for row in facts["rows"][split]]
+    assert {names[what] for what in used} < {name for _, name in rows}
+    for split, name in rows:
+        image = arrays[f"{split}_set.npy"][facts["rows"][split].index(name)]
+        article = cv2.resize(cv2.imread(str(tmp_path / "data" / name)), (224, 224))
+        assert np.array_equal(image, article)
+
+
+def test_exif_turns_the_image():
+    """A telephone writes the sensor's rows and how to turn them; people sign upright."""
+    stored = preprocess.read_image(lambda name: encoded(".jpg"), "A_1.jpg").astype(int)
+    upright = preprocess.read_image(lambda name: turned(), "A_1.jpg").astype(int)
+    assert abs(upright - np.rot90(stored, -1)).mean() < 3 < abs(upright - stored).mean()
+
+
+@pytest.fixture
+def bombs(drawings, tmp_path):
+    """A folder and a zip of drawings with what would take all memory."""
+    folder = copy_images(drawings, tmp_path / "folder", "{}_{}.jpg".format)
+    (folder / "A_pixels.png").write_bytes(png_bomb(20000))
+    with open(folder / "A_sparse.jpg", "wb") as file:
+        file.truncate(10**9)
+    archive = tmp_path / "bombs.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for path in drawings.iterdir():
+            file.write(path, path.name)
+        large = b"\xff\xd8" + bytes(280_000_000)
+        file.writestr("A_large.jpg", large)
+        file.writestr("A_liar.jpg", large)
+        file.writestr("A_bzip2.jpg", large, zipfile.ZIP_BZIP2)
+    for name in ("A_liar.jpg", "A_bzip2.jpg"):
+        lie_about_size(archive, name, 1000)
+    return folder, archive
+
+
+def test_bombs_are_refused_before_the_memory_is_taken(bombs, tmp_path):
+    said = []
+    for source in bombs:
+        done = subprocess.run(
+            [sys.executable, ROOT / "tests" / "measure.py", sys.executable, ROOT / "preprocess.py"]
+            + ["--data", source, "--numpy-folder", tmp_path / "out"],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert int(done.stderr.split("anonymous memory ")[1].split()[0]) < 200, done.stderr
+        said.append(re.search("skipped (.*); dealing again", done.stdout)[1])
+    folder, archive = (sorted(names.split(": ")[1].split(", ")) for names in said)
+    assert folder == ["A_pixels.png", "A_sparse.jpg"]
+    assert archive == ["A_bzip2.jpg", "A_large.jpg", "A_liar.jpg"]
+
+
+def test_odd_names(drawings, tmp_path):
+    """Spaces, Unicode and newlines are names like others; leftovers are none; what is no file
+    is skipped and named, and not waited for."""
+    data = copy_images(drawings, tmp_path / "data", "{}_{}.jpg".format)
+    good = ["A_my hand.jpg", "A (2).jpg", "B-3 héllo 手.jpg", "C_1\n2.jpg"]
+    for name in good:
+        shutil.copy(drawings / "A_1.jpg", data / name)
+    for name in (".DS_Store", "._A_1.jpg", "Thumbs.db", "__MACOSX/._A_1.jpg"):
+        (data / name).parent.mkdir(exist_ok=True)
+        (data / name).write_bytes(b"leftover")
+    (data / "A_dangling.jpg").symlink_to("nowhere.jpg")
+    os.mkfifo(data / "B_pipe\n.jpg")
+    options = ("--data", data, "--numpy-folder", tmp_path / "out")
+    done = script("preprocess.py", *options, check=True, timeout=60)
+    skipped = re.search("skipped 2 that can't be read: (.*); dealing again", done.stdout)[1]
+    assert sorted(skipped.split(", ")) == ["'B_pipe\\n.jpg'", "A_dangling.jpg"]
+    facts = preprocess.load_dataset(tmp_path / "out")
+    rows = {name: split for split in preprocess.SPLITS for name in facts["rows"][split]}
+    assert rows.keys() == {*good, *(path.name for path in drawings.iterdir())}
+    for name in good:
+        _, labels = load(tmp_path / "out", rows[name])
+        index = facts["rows"][rows[name]].index(name)
+        assert "ABC"[labels[index].argmax()] == name[0]
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_names_in_archives(drawings, tmp_path, capsys):
+    """Absolute names and `..` are no class and are written nowhere, a backslash parts folders,
+    and of two entries of one name the last counts, once."""
+    archive = tmp_path / "data" / "names.zip"
+    archive.parent.mkdir()
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in drawings.iterdir():
+            file.write(path, f"asl_alphabet_train\\{path.stem[0]}\\{path.name}")
+        for name in ("../A_x.jpg", "/A_x.jpg", "../../A_x.jpg", "/tmp/A_x.jpg", "../A/x.jpg"):
+            file.writestr(name, (drawings / "A_1.jpg").read_bytes())
+        file.write(drawings / "B_1.jpg", "asl_alphabet_train\\A\\A_1.jpg")
+    before = contents(tmp_path)
+    arrays, facts = make(tmp_path / "out", "--data", archive, "--classes", "all")
+    assert "1 names occur again in " in capsys.readouterr().out
+    assert facts["classes"] == ["A", "B", "C"]
+    rows = {name: split for split in preprocess.SPLITS for name in facts["rows"][split]}
+    assert len(rows) == sum(len(names) for names in facts["rows"].values()) == 36
+    again = "asl_alphabet_train\\A\\A_1.jpg"
+    image = arrays[f"{rows[again]}_set.npy"][facts["rows"][rows[again]].index(again)]
+    article = cv2.resize(cv2.imread(str(drawings / "B_1.jpg")), (224, 224))
+    assert np.array_equal(image, article)
+    assert {n: b for n, b in contents(tmp_path).items() if not n.startswith("out/")} == before
+
+
+def test_opencv_that_lacks_a_library(tmp_path):
+    """A bare server: one line, both cures. The module stands in for OpenCV, its words are those
+    of the real one without libGL."""
+    (tmp_path / "cv2.py").write_text(
+        "raise ImportError('libGL.so.1: cannot open shared object file: No such file or directory')"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, ROOT / "preprocess.py"], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    for words in ("libGL.so.1: cannot", "apt-get install libgl1", "opencv-python-headless"):
+        assert words in done.stderr
+
+
+# ---- two runs at once, full disks ----
+
+
+def start_stopped(command, path):
+    """Start a command and stop it in its tracks when a path exists."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not path.exists():
+        assert process.poll() is None
+    stop(process)
+    return process
+
+
+def test_two_runs_at_once(drawings, tmp_path):
+    """The second is told so; the lock of a killed run is free."""
+    images, out = tmp_path / "images", tmp_path / "out"
+    script("asl_data/draw_hands.py", "--output", images, "--count", "150", check=True)
+    options = ["--data", drawings, "--numpy-folder", out]
+    first = [sys.executable, ROOT / "preprocess.py", "--data", images, "--numpy-folder", out]
+    process = start_stopped(first, out / ".partial" / "train_set.npy")
+    before = contents(out)
+    second = script("preprocess.py", *options)
+    assert second.returncode == 1
+    assert second.stderr == f"preprocess.py: another run is at work in {out}: let it end first\n"
+    assert contents(out) == before
+    process.send_signal(signal.SIGCONT)
+    assert process.wait() == 0
+    assert len(preprocess.load_dataset(out)["rows"]["train"]) == 300
+    process = start_stopped(first, out / ".partial" / "train_set.npy")
+    process.kill()
+    process.wait()
+    assert script("preprocess.py", *options).returncode == 0
+
+
+def test_a_disk_without_locks(drawings, tmp_path, monkeypatch, capsys):
+    """Some network disks have none; better a warning than no run, or a lock that outlives it."""
+
+    def refuse(lock):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(preprocess.filelock.FileLock, "acquire", refuse)
+    make(tmp_path, "--data", drawings)
+    said = f"{tmp_path} can't be locked (Function not implemented): start no second run in it\n"
+    assert said in capsys.readouterr().out
+
+
+def test_no_room(drawings, tmp_path, small_disk):
+    """36 images take 5.4 MB: refused before the first byte, and again while the disk fills up."""
+    disk = small_disk("4m")
+    options = ["--data", drawings, "--numpy-folder", disk / "out"]
+    done = script("preprocess.py", *options)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert " has 0.004 GB free, 0.005 GB are to come: make room" in done.stderr
+    assert {path.name for path in (disk / "out").iterdir()} == {".lock"}
+
+    small_disk("100m")
+    assert script("preprocess.py", *options).returncode == 0
+    before = contents(disk / "out")
+    images = tmp_path / "images"
+    script("asl_data/draw_hands.py", "--output", images, "--count", "150", check=True)
+    command = [sys.executable, ROOT / "preprocess.py", "--data", images, *options[2:]]
+    with open(tmp_path / "stderr", "w+") as stderr:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
+        while not (disk / "out" / ".partial" / "train_set.npy").exists():
+            assert process.poll() is None
+        stop(process)
+        subprocess.run(["fallocate", "-l", "80m", disk / "filler"], check=True)
+        process.send_signal(signal.SIGCONT)
+        assert process.wait() == 1
+        stderr.seek(0)
+        said = stderr.read()
+    assert said == (
+        "preprocess.py: No space left on device; make room and run the same command again\n"
+    )
+    assert contents(disk / "out") == before
+    (disk / "filler").unlink()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_read_only(drawings, small_disk):
+    disk = small_disk("4m")
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    done = script("preprocess.py", "--data", drawings, "--numpy-folder", disk / "out")
+    assert done.returncode == 1
+    message = f"preprocess.py: {disk / 'out'}: Read-only file system; name another place\n"
+    assert done.stderr == message
 
 
 # ---- the real photographs ----
