@@ -15,8 +15,9 @@ from training import (  # ahead of keras, to hush it
     Batches,
     add_folders,
     checkpoints,
+    is_whole,
     load_columns,
-    read_run,
+    load_weights,
 )
 
 from keras.models import Sequential, model_from_json
@@ -70,17 +71,6 @@ def load_model(path):
     return model
 
 
-def load_weights(model, path):
-    """Load the weights of an HDF5 file of training.py; return what `read_run` tells of it."""
-    run = read_run(path)
-    try:
-        model.load_weights(path)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path} does not fit the network ({reason})") from None
-    return run
-
-
 def best_weights(final, trained, checkpoint_folder, dataset):
     """The checkpoint with the lowest val_loss of the run that ended in `final`, else `final`.
 
@@ -92,12 +82,11 @@ def best_weights(final, trained, checkpoint_folder, dataset):
             f"{final} was trained on other data than this, which may hold test images of now: "
             "run training.py, or name the weights with --weights"
         )
-    ours = [
-        (run["history"][-1]["val_loss"], path)
-        for path, run in checkpoints(checkpoint_folder)
-        if run["settings"] == settings
-    ]
-    return min(ours)[1] if ours else final
+    found = checkpoints(checkpoint_folder)
+    for path, run in sorted(found, key=lambda each: each[1]["history"][-1]["val_loss"]):
+        if run["settings"] == settings and is_whole(path, run):
+            return path
+    return final
 
 
 def print_weights(path, trained, dataset):

@@ -13,7 +13,6 @@ The same command goes on after the last checkpoint, and ends as if it had never 
 
 import argparse
 import csv
-import json
 import logging
 import math
 import os
@@ -22,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,10 +48,16 @@ from preprocess import (
     IMAGE_SIZE,
     UserError,
     between,
+    check_room,
+    crc32,
     load_dataset,
     load_split,
+    locked,
+    one_line,
     reading,
     run_main,
+    sealed,
+    unsealed,
 )
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # keras warns at each .hdf5
@@ -65,35 +71,37 @@ def main(argv=None):
     dataset = load_dataset(options.numpy_folder)
     train = load_split(options.numpy_folder, "train", dataset)
     validation = load_split(options.numpy_folder, "validation", dataset)
-    for folder in (options.checkpoint, options.weights_full):
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()  # fail now rather than after an epoch
-    if options.fresh:
-        put_aside(options.checkpoint, options.weights_full)
-    settings = run_settings(options, dataset)
-    last = last_checkpoint(options.checkpoint, settings)
+    with locked(options.checkpoint), locked(options.weights_full):
+        for folder in (options.checkpoint, options.weights_full):
+            tempfile.TemporaryFile(dir=folder).close()  # fail now rather than after an epoch
+        if options.fresh:
+            put_aside(options.checkpoint, options.weights_full)
+        settings = run_settings(options, dataset)
+        last = last_checkpoint(options.checkpoint, settings)
 
-    keras.config.set_dtype_policy(options.precision)
-    keras.utils.set_random_seed(options.seed)
-    model = build_model(len(dataset["columns"]), options.seed)
-    architecture = model.to_json()  # before compile, as in the article: without the optimizer
-    model.compile(
-        loss="categorical_crossentropy",
-        optimizer=SGD(learning_rate=options.learning_rate, momentum=options.momentum),
-        metrics=["accuracy"],
-    )
-    model.summary()
-    print(f"train {len(train[0]):,} images, validation {len(validation[0]):,}")
-    print_device(options.precision)
+        keras.config.set_dtype_policy(options.precision)
+        keras.utils.set_random_seed(options.seed)
+        model = build_model(len(dataset["columns"]), options.seed)
+        architecture = model.to_json()  # before compile, as in the article: without the optimizer
+        model.compile(
+            loss="categorical_crossentropy",
+            optimizer=SGD(learning_rate=options.learning_rate, momentum=options.momentum),
+            metrics=["accuracy"],
+        )
+        model.summary()
+        print(f"train {len(train[0]):,} images, validation {len(validation[0]):,}")
+        print_device(options.precision)
 
-    history = restore(model, *last) if last else []
-    if len(history) < options.epochs:
-        fit(model, train, validation, options, settings, history)
-    else:
-        print(f"finished before, after epoch {len(history)}; --epochs gives it more")
-    print_best(history)
-    save_model(options.weights_full, model, architecture, dataset, settings, history)
-    print("Saved model to disk")
+        history = restore(model, *last) if last else []
+        prune(options.checkpoint, history, options.keep)
+        if len(history) < options.epochs:
+            check_room_to_train(model, options, history)
+            fit(model, train, validation, options, settings, history)
+        else:
+            print(f"finished before, after epoch {len(history)}; --epochs gives it more")
+        print_best(history)
+        save_model(options.weights_full, model, architecture, dataset, settings, history)
+        print("Saved model to disk")
 
 
 def parse_options(argv):
@@ -116,6 +124,8 @@ def parse_options(argv):
         default="float32",
         help="number format of the layers; the weights stay float32 (default: float32)",
     )
+    about = "keep the last N checkpoints and the best (default: all)"
+    add("--keep", type=between(int, 1), metavar="N", help=about)
     add("--fresh", action="store_true", help="start over; old files move aside (default: go on)")
     add_folders(parser)
     return parser.parse_args(argv)
@@ -225,7 +235,7 @@ def fit(model, train, validation, options, settings, history):
             callbacks=[
                 Shuffle(batches, options.seed),
                 Speed(len(train[0]), print_line=not terminal),
-                Checkpoint(options.checkpoint, settings, history),
+                Checkpoint(options.checkpoint, settings, history, options.keep),
             ],
         )
     except KeyboardInterrupt:
@@ -236,8 +246,24 @@ def fit(model, train, validation, options, settings, history):
         sys.exit(130)
 
 
+def check_room_to_train(model, options, history):
+    """Refuse to begin what would end on a full disk."""
+    weights = 4 * model.count_params()  # float32 in any precision
+    number = options.epochs - len(history)
+    if options.keep:  # the last ones, the best, and the one being written
+        stand = sum(checkpoint_path(options.checkpoint, row).exists() for row in history)
+        number = min(number, max(1, options.keep + 2 - stand))
+    size = number * weights * (2 if options.momentum else 1) + weights
+    check_room(options.checkpoint, size, "make room, or keep fewer with --keep")
+    check_room(options.weights_full, weights)
+
+
+def best_row(history):
+    return min(history, key=lambda row: row["val_loss"])
+
+
 def print_best(history):
-    best = min(history, key=lambda row: row["val_loss"])
+    best = best_row(history)
     print(
         f"best epoch {best['epoch']}: val_loss {best['val_loss']:.4g}, "
         f"val_accuracy {best['val_accuracy']:.4f}"
@@ -315,24 +341,38 @@ def run_settings(options, dataset):
 class Checkpoint(keras.callbacks.Callback):
     """The article's ModelCheckpoint, with its name of the files, which keras 3 refuses."""
 
-    def __init__(self, folder, settings, history):
+    def __init__(self, folder, settings, history, keep=None):
         super().__init__()
         self.folder, self.settings, self.history = folder, settings, history
+        self.keep = keep
 
     def on_epoch_end(self, epoch, logs=None):
         names = ("accuracy", "loss", "val_accuracy", "val_loss")
         row = {"epoch": epoch + 1} | {name: float(logs[name]) for name in names}
-        if math.isnan(row["loss"] + row["val_loss"]):
+        if not math.isfinite(row["loss"] + row["val_loss"]):
             raise UserError(
-                f"the loss is nan in epoch {epoch + 1}, which is not kept; "
+                f"the loss is nan or infinite in epoch {epoch + 1}, which is not kept; "
                 "start over with --fresh and a lower --learning-rate"
             )
-        path = self.folder / "weights.{epoch:02d}-{val_loss:.2f}.hdf5".format(**row)
+        path = checkpoint_path(self.folder, row)
         with whole_file(path) as partial:
             self.model.save(partial)
             write_run(partial, self.model, self.settings, [*self.history, row])
         self.history.append(row)
         write_history(self.folder, self.history)
+        prune(self.folder, self.history, self.keep)
+
+
+def checkpoint_path(folder, row):
+    """The checkpoint of a row of the history."""
+    return folder / "weights.{epoch:02d}-{val_loss:.2f}.hdf5".format(**row)
+
+
+def prune(folder, history, keep):
+    """Remove all checkpoints of this run but the last `keep` and the best, if keep is given."""
+    for row in history[:-keep] if keep else []:
+        if row != best_row(history):
+            checkpoint_path(folder, row).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -349,8 +389,12 @@ def whole_file(path):
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # h5py names none
+        raise
     except RuntimeError as error:  # of h5py, where the disk is full
-        raise UserError(f"{path} can't be written ({error}); make room and run again") from None
+        reason = one_line(error)
+        raise UserError(f"{path} can't be written ({reason}); make room and run again") from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -363,13 +407,56 @@ def write_run(path, model, settings, history):
         "dropout": [keras.ops.convert_to_numpy(s).tolist() for s in dropout_states(model)],
     }
     with h5py.File(path, "r+") as file:
-        file["run"] = json.dumps(run)
+        file["run"] = sealed(run | {"arrays": arrays_crc32(file)})
 
 
 def read_run(path):
-    """What `write_run` wrote, as a dict: settings, history (a row an epoch), dropout."""
+    """What `write_run` wrote, as a dict: settings, history (a row an epoch), dropout, arrays."""
     with reading(path, "training.py"), h5py.File(path, "r") as file:
-        return json.loads(file["run"][()])
+        return unsealed(file["run"][()])
+
+
+def arrays_crc32(file):
+    """CRC-32 of all that an open HDF5 file holds, but what `write_run` adds."""
+    value = 0
+
+    def add(name, item):
+        nonlocal value
+        if name != "run":
+            facts = [(key, np.asarray(fact).tolist()) for key, fact in sorted(item.attrs.items())]
+            value = zlib.crc32(repr((name, facts)).encode(), value)
+            if isinstance(item, h5py.Dataset):
+                value = zlib.crc32(item[()].tobytes(), value)
+
+    add("", file)
+    file.visititems(add)  # by name
+    return value
+
+
+def check_arrays(path, run):
+    """Refuse a file that holds other arrays than those that `write_run` saw."""
+    with reading(path, "training.py"), h5py.File(path, "r") as file:
+        if arrays_crc32(file) != run["arrays"]:
+            raise ValueError("CRC-32 does not fit")
+
+
+def is_whole(path, run):
+    """Whether a checkpoint passes `check_arrays`; if not, say so."""
+    try:
+        check_arrays(path, run)
+    except UserError as error:
+        print(f"left aside: {error}")
+        return False
+    return True
+
+
+def load_weights(model, path):
+    """Load the weights of an HDF5 file of training.py; return what `read_run` tells of it."""
+    run = read_run(path)
+    check_arrays(path, run)
+    with reading(path, "training.py"):
+        model.load_weights(path)
+    return run
 
 
 def dropout_states(model):
@@ -399,11 +486,12 @@ def checkpoints(folder):
 def last_checkpoint(folder, settings):
     """(path, run) of the last checkpoint with these settings; None in an empty folder."""
     found = checkpoints(folder)
-    ours = [(path, run) for path, run in found if run["settings"] == settings]
-    if ours:
-        return ours[-1]
-    if found:
-        path, run = found[-1]
+    for path, run in reversed(found):
+        if run["settings"] == settings and is_whole(path, run):
+            return path, run
+    others = [(path, run) for path, run in found if run["settings"] != settings]
+    if others:
+        path, run = others[-1]
         raise UserError(
             f"{path} is of a run with {difference(run['settings'], settings)}; "
             "go on with what it had, or start over with --fresh"
@@ -425,11 +513,12 @@ def difference(old, new):
 def restore(model, path, run):
     """Bring a compiled model to where it was at a checkpoint; return the history up to there."""
     print(f"{path} restored")
-    model.load_weights(path)
-    model.optimizer.build(model.trainable_variables)
-    with h5py.File(path, "r") as file:
+    with reading(path, "training.py"), h5py.File(path, "r") as file:
+        model.load_weights(path)
+        model.optimizer.build(model.trainable_variables)
         saved = file["optimizer_weights"]
-        for variable, name in zip(model.optimizer.variables, saved.attrs["weight_names"]):
+        names = saved.attrs["weight_names"]
+        for variable, name in zip(model.optimizer.variables, names, strict=True):
             variable.assign(saved[name][()])
     for variable, state in zip(dropout_states(model), run["dropout"]):
         variable.assign(state)
@@ -460,17 +549,22 @@ def save_model(folder, model, architecture, dataset, settings, history):
         partial.write_text(architecture, encoding="utf-8")
     with whole_file(class_names) as partial:
         names = {"columns": dataset["columns"], "classes": dataset["classes"]}
-        partial.write_text(json.dumps(names), encoding="utf-8")
+        partial.write_text(sealed(names | {"model.json": crc32(network)}), encoding="utf-8")
     with whole_file(weights) as partial:
         model.save(partial, include_optimizer=False)
         write_run(partial, model, settings, history)
 
 
 def load_columns(folder):
-    """The class name of each output of the network in Weights_Full/."""
-    path = folder / "class_names.json"
+    """The class name of each output of the network in Weights_Full/, checked to be of one run."""
+    path, network = folder / "class_names.json", folder / "model.json"
     with reading(path, "training.py"):
-        return list(json.loads(path.read_text(encoding="utf-8"))["columns"])
+        names = unsealed(path.read_text(encoding="utf-8"))
+        columns, checksum = list(names["columns"]), names["model.json"]
+    with reading(network, "training.py"):
+        if crc32(network) != checksum:
+            raise ValueError("CRC-32 does not fit")
+    return columns
 
 
 if __name__ == "__main__":

@@ -30,10 +30,10 @@ def change_run(path, change):
     """Let a function change what training.py says of a checkpoint."""
     replace(path, path.read_bytes())
     with h5py.File(path, "r+") as file:
-        run = json.loads(file["run"][()])
+        run = preprocess.unsealed(file["run"][()])
         change(run)
         del file["run"]
-        file["run"] = json.dumps(run)
+        file["run"] = preprocess.sealed(run)
 
 
 def set_val_loss(path, val_loss):
@@ -85,6 +85,19 @@ def test_checkpoints_of_another_run_do_not_count(dataset, copy, capsys):
     assert weights(capsys.readouterr().out) != path.name
 
 
+def test_a_damaged_checkpoint_is_left_aside(dataset, copy, capsys):
+    best, last = checkpoints(copy)[0], checkpoints(copy)[2]
+    set_val_loss(best, 0.0)
+    set_val_loss(last, 0.001)
+    with h5py.File(best, "r+") as file:
+        file["optimizer_weights"].attrs["more"] = 1
+    run_test(dataset, copy)
+    output = capsys.readouterr().out
+    assert f"left aside: {best} is damaged or foreign" in output and weights(output) == last.name
+    with pytest.raises(preprocess.UserError, match=f"{best.name} is damaged or foreign"):
+        run_test(dataset, copy, "--weights", best)
+
+
 def test_without_checkpoints_the_last_weights_stay(dataset, copy, capsys):
     shutil.rmtree(copy / "Checkpoint")
     run_test(dataset, copy)
@@ -101,12 +114,14 @@ def test_other_data_is_refused_unless_the_weights_are_named(drawings, copy, tmp_
     assert "Accuracy: " in output
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty", "truncated", "foreign"])
+@pytest.mark.parametrize("kind", ["missing", "empty", "truncated", "foreign", "changed"])
 @pytest.mark.parametrize("name", ["model.json", "model_weights.h5", "class_names.json"])
 def test_final_files_that_are_damaged(dataset, copy, name, kind):
     path = copy / "Weights_Full" / name
     data = path.read_bytes()
-    replace(path, {"empty": b"", "truncated": data[: len(data) // 2]}.get(kind, b"[]"))
+    changed = data.replace(b'"B"', b'"V"').replace(b"conv2d_1", b"conv2d_2").replace(b"0.", b"1.")
+    harms = {"empty": b"", "truncated": data[: len(data) // 2], "changed": changed}
+    replace(path, harms.get(kind, b"[]"))
     if kind == "missing":
         path.unlink()
     with pytest.raises(preprocess.UserError, match=name):
@@ -130,3 +145,36 @@ def test_the_step_before_was_not_run(dataset, tmp_path):
     done = script("test.py", "--numpy-folder", dataset, *folder_options(tmp_path))
     message = f"test.py: {tmp_path}/Weights_Full/class_names.json is missing: run training.py first"
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["lambda", "module", "another activation"])
+def test_model_json_is_never_executed(dataset, copy, tmp_path, kind):
+    """Refused as it is not what training.py wrote; and where its checksum is forged as well, by
+    keras' safe mode."""
+    harm = tmp_path / "harm"
+    network, names = (copy / "Weights_Full" / name for name in ("model.json", "class_names.json"))
+    config = json.loads(network.read_text())
+    first = config["config"]["layers"][2]
+    if kind == "lambda":
+        code = python_lambda(f"__import__('os').mkdir({str(harm)!r})")
+        first |= {"class_name": "Lambda", "config": {"name": "x", "function": code}}
+    elif kind == "module":
+        first |= {"module": "os", "class_name": "mkdir", "config": {"path": str(harm)}}
+    else:
+        config["config"]["layers"][3]["config"]["activation"] = "tanh"
+    replace(network, json.dumps(config).encode())
+    with pytest.raises(preprocess.UserError, match="model.json is damaged or foreign .CRC-32"):
+        run_test(dataset, copy)
+    facts = preprocess.unsealed(names.read_text())
+    facts["model.json"] = preprocess.crc32(network)
+    replace(names, preprocess.sealed(facts).encode())
+    if kind != "another activation":
+        with pytest.raises(preprocess.UserError, match="model.json is damaged or foreign"):
+            run_test(dataset, copy)
+    assert not harm.exists()
+
+
+def python_lambda(expression):
+    """A lambda as keras writes it in JSON."""
+    function = training.keras.layers.Lambda(eval(f"lambda x: {expression}"))
+    return function.get_config()["function"]

@@ -1,8 +1,10 @@
 """training.py: its network against the article's, its checkpoints, and what it refuses."""
 
 import csv
+import ctypes
 import json
 import math
+import random
 import re
 import resource
 import shutil
@@ -15,7 +17,17 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED, TRAINING, environment, folder_options, load, replace, script
+from conftest import (
+    ROOT,
+    SHARED,
+    TRAINING,
+    environment,
+    folder_options,
+    load,
+    replace,
+    script,
+    stop,
+)
 
 import preprocess
 import training
@@ -179,7 +191,7 @@ def files(folder):
     return {
         path.relative_to(folder).as_posix(): (path.stat().st_size, path.stat().st_mtime_ns)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "output.txt"
+        if path.is_file() and path.name not in ("output.txt", ".lock")
     }
 
 
@@ -201,11 +213,12 @@ def test_files_and_their_names(trained):
     rows = history(trained)
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     names = [f"weights.{int(r['epoch']):02d}-{float(r['val_loss']):.2f}.hdf5" for r in rows]
-    assert {path.name for path in (trained / "Checkpoint").iterdir()} == {*names, "history.csv"}
-    final = {path.name for path in (trained / "Weights_Full").iterdir()}
-    assert final == {"model.json", "model_weights.h5", "class_names.json"}
+    final = {"model.json", "model_weights.h5", "class_names.json"}
+    expected = {f"Checkpoint/{name}" for name in (*names, "history.csv")}
+    assert files(trained).keys() == expected | {f"Weights_Full/{name}" for name in final}
     classes = json.loads((trained / "Weights_Full" / "class_names.json").read_text())
-    assert classes == {"columns": list("ABCDEFGHIKLMNOPQRSTUVWXY"), "classes": ["A", "B", "C"]}
+    assert classes["columns"] == list("ABCDEFGHIKLMNOPQRSTUVWXY")
+    assert classes["classes"] == ["A", "B", "C"]
 
 
 def test_output(trained):
@@ -245,12 +258,12 @@ def train(dataset, folder, *arguments, **options):
     return script("training.py", *arguments, **options)
 
 
-def start_training(dataset, folder):
+def start_training(dataset, folder, stderr=subprocess.DEVNULL):
     command = [sys.executable, ROOT / "training.py", "--numpy-folder", dataset]
     return subprocess.Popen(
         [*command, *folder_options(folder), *TRAINING],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=stderr,
         env=environment(),
         encoding="utf-8",
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as in a terminal
@@ -258,30 +271,57 @@ def start_training(dataset, folder):
 
 
 def wait_for(pattern, folder, process):
-    while not list((folder / "Checkpoint").glob(pattern)):
+    while not list(folder.glob(pattern)):
         assert process.poll() is None, "training ended before"
         time.sleep(0.002)
 
 
-def test_killed_and_run_again_equals_never_killed(dataset, trained, tmp_path):
-    """kill -9 while the first checkpoint is written, and again within the second epoch."""
-    for pattern in (".partial-weights.*.hdf5", "weights.01-*.hdf5"):
-        process = start_training(dataset, tmp_path)
-        wait_for(pattern, tmp_path, process)
+def test_killed_and_run_again_equals_never_killed(dataset, trained, tmp_path, request):
+    """kill -9 at moments drawn from a seed: while a checkpoint or a final file is written, within
+    an epoch, or anywhere. What stands then is whole, and the same command completes."""
+    draw = random.Random(0)
+    moments = ["Checkpoint/.partial-weights.*", "Checkpoint/weights.01-*", "Weights_Full/.partial*"]
+    moments += ["Checkpoint/weights.02-*", None]
+    for kill in range(max(1, request.config.getoption("--kills") // 2)):
+        folder = tmp_path / str(kill)
+        process = start_training(dataset, folder)
+        if moment := moments[kill % len(moments)]:
+            wait_for(moment, folder, process)
+            time.sleep(draw.uniform(0, 0.05))
+        else:
+            time.sleep(draw.uniform(0, 8))
         process.kill()
         process.communicate()
-        for path in (tmp_path / "Checkpoint").glob("weights.*.hdf5"):
-            training.read_run(path)
-    # A GPU does not repeat a val_loss, so what a kill left there keeps a name of its own.
-    (tmp_path / "Checkpoint" / ".partial-weights.02-9.99.hdf5").write_bytes(b"")
-    done = train(dataset, tmp_path, check=True)
-    assert re.search(r"weights.0[12]-.*.hdf5 restored\n", done.stdout)
-    assert_same_run(tmp_path, trained)
+        for name in files(folder):
+            here, there = folder / name, trained / name
+            if here.suffix in (".hdf5", ".h5") and ".partial" not in name:
+                assert same_arrays(here, there), name
+            elif ".partial" not in name:  # history.csv holds the epochs so far
+                assert there.read_bytes().startswith(here.read_bytes()), name
+        # A GPU does not repeat a val_loss, so what a kill left there keeps a name of its own.
+        (folder / "Checkpoint").mkdir(parents=True, exist_ok=True)
+        (folder / "Checkpoint" / ".partial-weights.02-9.99.hdf5").write_bytes(b"")
+        train(dataset, folder, check=True)
+        assert_same_run(folder, trained)
+        shutil.rmtree(folder)
+
+
+def test_two_runs_at_once(dataset, tmp_path):
+    process = start_training(dataset, tmp_path)
+    wait_for("Checkpoint/.partial-weights.*", tmp_path, process)
+    stop(process)
+    before = files(tmp_path)
+    done = train(dataset, tmp_path)
+    assert done.returncode == 1
+    message = f"another run is at work in {tmp_path / 'Checkpoint'}: let it end first\n"
+    assert done.stderr.endswith(f"training.py: {message}") and files(tmp_path) == before
+    process.kill()
+    process.communicate()
 
 
 def test_interrupted_says_how_to_go_on(dataset, trained, tmp_path):
     process = start_training(dataset, tmp_path)
-    wait_for("history.csv", tmp_path, process)
+    wait_for("Checkpoint/history.csv", tmp_path, process)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate()
     assert process.returncode == 130
@@ -358,6 +398,38 @@ def test_broken_and_foreign_checkpoints_do_not_count(dataset, trained, copy, cap
         training.last_checkpoint(copy / "Checkpoint", settings)
 
 
+@pytest.mark.parametrize("kind", ["one bit", "nan", "shape", "dtype", "names"])
+def test_checkpoint_with_other_arrays(dataset, trained, copy, capsys, kind):
+    """Training goes on after the one before; test.py refuses the file."""
+    path = max((copy / "Checkpoint").glob("*.hdf5"))
+    replace(path, path.read_bytes())
+    with h5py.File(path, "r+") as file:
+        found = []
+        file["model_weights"].visititems(lambda name, item: found.append(item.name))
+        name = next(name for name in found if name.endswith("dense/kernel"))
+        array = file[name][()]
+        if kind == "one bit":
+            array.view("uint32")[7, 7] ^= 1 << 30
+        if kind == "nan":
+            array[3, 3] = math.nan
+        if kind == "shape":
+            array = array[:-1]
+        if kind == "dtype":
+            array = array.astype("int32")
+        if kind == "names":  # the layers change places
+            names = file["model_weights"].attrs["layer_names"]
+            file["model_weights"].attrs["layer_names"] = names[::-1]
+        del file[name]
+        file[name] = array
+    settings = training.read_run(path)["settings"]
+    before, _ = training.last_checkpoint(copy / "Checkpoint", settings)
+    assert before.name[:10] == "weights.02"
+    said = f"left aside: {path} is damaged or foreign (CRC-32 does not fit): run training.py"
+    assert said in capsys.readouterr().out
+    with pytest.raises(preprocess.UserError, match="damaged or foreign"):
+        training.load_weights(training.build_model(24, 0), path)
+
+
 def test_bfloat16_goes_on_exactly(dataset, tmp_path):
     for folder, epochs in [("straight", "2"), ("resumed", "1"), ("resumed", "2")]:
         arguments = ("--epochs", epochs, "--precision", "mixed_bfloat16")
@@ -404,6 +476,7 @@ def test_all_state_is_restored(tmp_path, precision):
         for ours, theirs in zip(get(first), get(second)):
             assert np.array_equal(ours.numpy(), theirs.numpy()), ours.path
     assert keras.models.load_model(path).count_params() == first.count_params()
+    second.save(tmp_path / "again.hdf5")
 
 
 # ---- mistakes ----
@@ -412,21 +485,117 @@ def test_all_state_is_restored(tmp_path, precision):
 def test_nan_stops_and_is_not_kept(tmp_path):
     """The best checkpoint can't be one of a loss that is no number."""
     callback = training.Checkpoint(tmp_path, {}, [])
-    for logs in ({"loss": math.nan, "val_loss": 1.0}, {"loss": 1.0, "val_loss": math.nan}):
-        with pytest.raises(preprocess.UserError, match="nan in epoch 3.*lower --learning-rate"):
+    for loss, val_loss in ((math.nan, 1.0), (1.0, math.nan), (math.inf, 1.0)):
+        logs = {"loss": loss, "val_loss": val_loss}
+        with pytest.raises(
+            preprocess.UserError, match="nan or infinite in epoch 3.*lower --learning-rate"
+        ):
             callback.on_epoch_end(2, logs | {"accuracy": 0.3, "val_accuracy": 0.3})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_file_size_limit(dataset, trained, tmp_path):
-    """A disk that is full: one line, no broken checkpoint, and the run goes on later."""
+def test_a_run_that_diverges(dataset, tmp_path):
+    done = train(dataset, tmp_path, "--learning-rate", "10", "--momentum", "1", "--epochs", "9")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    message = (
+        r"training.py: the loss is nan or infinite in epoch (\d), .* a lower --learning-rate\n$"
+    )
+    epoch = int(re.search(message, done.stderr)[1])
+    assert [row["epoch"] for row in history(tmp_path)] == [str(n) for n in range(1, epoch)]
+    assert len(list(tmp_path.rglob("weights.*.hdf5"))) == epoch - 1
+    assert not (tmp_path / "Weights_Full" / "model_weights.h5").exists()
+
+
+def test_file_size_limit(dataset, tmp_path):
+    """One line, no broken checkpoint."""
     limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10**7, 10**7))}
     done = train(dataset, tmp_path, **limit)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert re.search("training.py: .*; .*run", done.stderr.splitlines()[-1])
     assert files(tmp_path) == {}
-    train(dataset, tmp_path, check=True)
-    assert_same_run(tmp_path, trained)
+
+
+def test_no_room(dataset, trained, tmp_path, small_disk):
+    """Refused at the start for want of room, and one line when another fills the disk meanwhile;
+    then the run goes on, and ends as if nothing had been."""
+    disk = small_disk("700m")
+    done = train(dataset, disk / "run")
+    assert done.returncode == 1 and files(disk) == {}
+    room = r"has 0.734 GB free, 0.787 GB are to come: make room, or keep fewer with --keep\n$"
+    assert re.search(f"training.py: .*Checkpoint {room}", done.stderr)
+    small_disk("900m")
+    with open(tmp_path / "stderr", "w+") as stderr:
+        process = start_training(dataset, disk / "run", stderr=stderr)
+        wait_for("Checkpoint/weights.01-*", disk / "run", process)
+        stop(process)
+        subprocess.run(["fallocate", "-l", "600m", disk / "filler"], check=True)
+        process.send_signal(signal.SIGCONT)
+        process.communicate()
+        stderr.seek(0)
+        said = stderr.read()
+    assert process.returncode == 1 and "Traceback" not in said
+    full = r"training.py: .*weights.02.*: No space left on device; make room and run.*\n$"
+    assert re.search(full, said)
+    assert not list(disk.rglob(".partial*"))
+    (disk / "filler").unlink()
+    done = train(dataset, disk / "run", check=True)
+    assert re.search(r"weights.0[12]-.*.hdf5 restored\n", done.stdout)
+    assert_same_run(disk / "run", trained)
+
+
+def test_read_only(dataset, tmp_path, small_disk):
+    """Refused before an epoch is spent; a Numpy_folder that can't be written can be read."""
+    disk = small_disk("10m")
+    shutil.copytree(dataset, disk / "numpy")
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    done = train(dataset, disk / "run")
+    message = f"training.py: {disk / 'run'}: Read-only file system; name another place\n"
+    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+    done = train(disk / "numpy", tmp_path / "run", "--epochs", "1", check=True)
+    assert done.stdout.endswith("Saved model to disk\n")
+
+
+def test_no_permission(dataset, copy):
+    """A folder of which the user may change nothing: one line, before an epoch is spent."""
+    (copy / "Checkpoint").chmod(0o555)
+    before = files(copy)
+    done = train(dataset, copy, "--epochs", "4", preexec_fn=without_privilege)
+    (copy / "Checkpoint").chmod(0o755)
+    message = "Permission denied; change its permissions, or name another place\n"
+    assert done.returncode == 1 and done.stderr.endswith(message)
+    assert "Traceback" not in done.stderr and files(copy) == before
+
+
+def without_privilege():
+    """What this process starts may not pass over permissions, even as root."""
+    libc = ctypes.CDLL(None)
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
+
+
+def test_keep(dataset, trained, tmp_path):
+    """The last N and the best stay, of this run alone; the result is the same."""
+    train(dataset, tmp_path, "--epochs", "1", check=True)
+    foreign = tmp_path / "Checkpoint" / "weights.77-0.00.hdf5"
+    foreign.write_bytes(b"mine")
+    train(dataset, tmp_path, "--keep", "1", check=True)
+    losses = [float(row["val_loss"]) for row in history(trained)]
+    names = sorted(path.name for path in (trained / "Checkpoint").glob("*.hdf5"))
+    kept = {names[-1], names[losses.index(min(losses))], foreign.name}
+    assert {path.name for path in (tmp_path / "Checkpoint").glob("*.hdf5")} == kept
+    assert same_arrays(*(f / "Weights_Full/model_weights.h5" for f in (tmp_path, trained)))
+
+
+def test_keep_the_best(tmp_path):
+    """Whatever its place; val_losses that look alike in the names are told apart."""
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(loss="mse", optimizer="sgd")
+    callback = training.Checkpoint(tmp_path, {}, [], keep=2)
+    callback.set_model(model)
+    for epoch, val_loss in enumerate([0.9, 0.101, 0.1009, 0.102, 0.103, 0.104]):
+        callback.on_epoch_end(epoch, dict(accuracy=0, loss=0, val_accuracy=0, val_loss=val_loss))
+    names = sorted(path.name for path in tmp_path.glob("*.hdf5"))
+    assert [name[8:10] for name in names] == ["03", "05", "06"]
 
 
 def test_the_step_before_was_not_run(tmp_path):
