@@ -1,0 +1,297 @@
+"""Run the scripts, in process, on inputs that are damaged at random from a seed.
+
+Each must end in success or in one line, in time, and leave no half of an output and no wrong label.
+What does not is kept in a folder, and the exit status is 1.
+
+    python tests/fuzz.py --inputs 2000
+"""
+
+import argparse
+import contextlib
+import faulthandler
+import io
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import traceback
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from conftest import ROOT, folder_options, load_script, preprocess, script
+from harms import refused_images, used_images
+
+import training
+
+cv2 = preprocess.cv2  # under the limit of pixels that preprocess.py sets
+test_script = load_script(ROOT / "test.py")
+SECONDS = 120  # more is a hang
+ODD = used_images() | refused_images()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--inputs", type=int, default=2000, help="how many (default: 2000)")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (default: 0)")
+    parser.add_argument("--only", type=int, help="the number of one input (default: all)")
+    options = parser.parse_args()
+    faulthandler.enable()
+    signal.signal(signal.SIGALRM, hang)
+    findings = Path(tempfile.mkdtemp(prefix="fuzz-findings-"))
+    ends = Counter()
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as work:
+        base = make_base(Path(work))
+        for number in range(options.inputs) if options.only is None else [options.only]:
+            kind = list(KINDS)[number % len(KINDS)]
+            folder = Path(work) / "case"
+            folder.mkdir()
+            draw = random.Random(f"{options.seed} {number}")
+            faulthandler.dump_traceback_later(2 * SECONDS, exit=True)  # a hang outside Python
+            try:
+                end = KINDS[kind](draw, base, folder)
+            except (Exception, Hang, SystemExit):
+                end = "FOUND"
+                shutil.move(folder, findings / str(number))
+                (findings / f"{number}.txt").write_text(traceback.format_exc())
+                print(f"input {number}, {kind}: {traceback.format_exc().splitlines()[-1]}")
+            ends[f"{kind}: {end}"] += 1
+            shutil.rmtree(folder, ignore_errors=True)
+    for end, number in sorted(ends.items()):
+        print(f"{number:6,}  {end}")
+    if any(findings.iterdir()):
+        sys.exit(f"what was found lies in {findings}")
+    findings.rmdir()
+
+
+class Hang(BaseException):
+    """Not an Exception: the scripts must not take it for an error of theirs."""
+
+
+def hang(signum, frame):
+    raise Hang(f"more than {SECONDS} seconds")
+
+
+def make_base(work):
+    """Drawings, a data set and a trained network to damage copies of."""
+    base = work / "base"
+    script("asl_data/draw_hands.py", "--output", base / "images", "--count", "6", check=True)
+    data = ("--data", base / "images", "--numpy-folder", base / "numpy")
+    script("preprocess.py", *data, check=True)
+    arguments = ("--numpy-folder", base / "numpy", *folder_options(base), *TRAINING)
+    script("training.py", *arguments, check=True)
+    outputs = {}
+    for path in [*base.rglob("*.hdf5"), *base.rglob("*.h5")]:
+        _, output = run(test_script.main, testing(base, "--weights", path))
+        outputs[path.name] = after_weights(output)
+    assert len(set(outputs.values())) > 1
+    (base / "outputs.json").write_text(json.dumps(outputs))
+    return base
+
+
+TRAINING = ("--epochs", "2", "--batch-size", "8", "--learning-rate", "0.01")
+
+
+def testing(folder, *more):
+    return ["--numpy-folder", folder / "numpy", *folder_options(folder), *more]
+
+
+def after_weights(output):
+    """All that test.py prints after the name of the weights."""
+    return re.search("^weights .*?: (epoch.*)", output, re.MULTILINE | re.DOTALL)[1]
+
+
+def run(main, arguments):
+    """(whether it went well, what it printed); anything but success or one line is raised."""
+    output = io.StringIO()
+    signal.alarm(SECONDS)
+    try:
+        with contextlib.redirect_stdout(output):
+            main([str(argument) for argument in arguments])
+    except (preprocess.UserError, OSError) as error:  # those that run_main makes a line of
+        line = str(error)
+        assert line and ("\n" not in line or "; put there" in line), "not one line"
+        return False, output.getvalue()
+    finally:
+        signal.alarm(0)
+    return True, output.getvalue()
+
+
+# ---- damage ----
+
+
+def damage(draw, path):
+    """Change a file in one to three of the ways in which files break."""
+    size = path.stat().st_size
+    for _ in range(draw.choice([1, 1, 2, 3])):
+        how = draw.choice(["bit", "byte", "zeros", "cut", "empty", "insert", "remove", "swap"])
+        # HDF5 and zip keep their structure at both ends, .npy at the start
+        place = draw.choice([draw.randrange(min(size, 9000)), draw.randrange(size), size - 1])
+        place = max(0, place - draw.choice([0, 0, draw.randrange(200)]))
+        with open(path, "rb+") as file:
+            file.seek(place)
+            if how == "bit":
+                value = file.read(1) or b"\0"
+                file.seek(place)
+                file.write(bytes([value[0] ^ 1 << draw.randrange(8)]))
+            elif how == "byte":
+                file.write(bytes([draw.randrange(256)]))
+            elif how == "zeros":
+                file.write(bytes(draw.choice([4, 100, 5000])))
+            elif how == "cut":
+                file.truncate(place)
+            elif how == "empty" and draw.random() < 0.3:
+                file.truncate(0)
+            elif how in ("insert", "remove", "swap"):
+                rest = file.read()
+                some = draw.randbytes(draw.choice([1, 8, 100]))
+                rest = {"insert": some + rest, "remove": rest[len(some) :]}.get(
+                    how, rest[8:16] + rest[:8] + rest[16:]
+                )
+                file.seek(place)
+                file.truncate()
+                file.write(rest)
+        size = max(1, path.stat().st_size)
+
+
+# ---- the kinds of input ----
+
+
+def check_dataset(folder, listing, read):
+    """Each image has the label of its name and the pixels that OpenCV reads; all are there."""
+    dataset = preprocess.load_dataset(folder)
+    seen = set()
+    for split in preprocess.SPLITS:
+        images, labels = preprocess.load_split(folder, split, dataset)
+        for name, image, label in zip(dataset["rows"][split], images, labels, strict=True):
+            assert dataset["columns"][label.argmax()] == listing[name], f"label of {name}"
+            assert np.array_equal(image, read(name)), f"pixels of {name}"
+            seen.add(name)
+    assert seen | set(dataset["unreadable"]) == listing.keys()
+    assert not seen & set(dataset["unreadable"])
+
+
+def with_old_set(base, folder):
+    """A folder that holds the old set, and a function that tells whether it still does."""
+    shutil.copytree(base / "numpy", folder / "out")
+
+    def contents():
+        paths = [path for path in (folder / "out").iterdir() if path.name != ".lock"]
+        return {path.name: path.read_bytes() for path in paths}
+
+    before = contents()
+    return lambda: contents() == before
+
+
+def fuzz_images(draw, base, folder):
+    """Photographs, some of them damaged, odd, or under odd names."""
+    data = folder / "data"
+    shutil.copytree(base / "images", data)
+    odd = ODD
+    for number in range(3):
+        name = draw.choice(["A_{}.jpg", "B ({}).png", "C/{}\n.jpg", "A{}\x1b[31m.jpeg", "é_{}.bmp"])
+        path = data / name.format(number)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(draw.choice(list(odd.values())))
+    for path in draw.sample(sorted(data.glob("*.*")), 4):
+        if path.stat().st_size:
+            damage(draw, path)
+    unchanged = with_old_set(base, folder)
+    arguments = ["--data", data, "--numpy-folder", folder / "out"]
+    done, output = run(preprocess.main, arguments)
+    assert "\x1b" not in output
+    if not done:
+        assert unchanged(), "the old set has changed"
+        return "refused"
+    files = [path.relative_to(data).as_posix() for path in data.rglob("*.*")]
+    listing = {name: label for name in files if (label := name[0]) in "ABC" and "/" not in name}
+    check_dataset(folder / "out", listing, lambda name: article_image(data / name))
+    return "done"
+
+
+def article_image(path):
+    return cv2.resize(cv2.imread(os.fspath(path)), (224, 224))
+
+
+def fuzz_archives(draw, base, folder):
+    """A zip, damaged."""
+    archive = folder / "data.zip"
+    method = draw.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+    with zipfile.ZipFile(archive, "w", method) as file:
+        for path in sorted((base / "images").iterdir()):
+            name = draw.choice(["{}", "{}", "{}", "../{}", "/{}"])
+            file.writestr(name.format(path.name), path.read_bytes())
+    damage(draw, archive)
+    unchanged = with_old_set(base, folder)
+    before = {path for path in folder.rglob("*") if "out" not in path.parts}
+    arguments = ["--data", archive, "--numpy-folder", folder / "out"]
+    done, _ = run(preprocess.main, arguments)
+    assert {path for path in folder.rglob("*") if "out" not in path.parts} == before, "unpacked"
+    if not done:
+        assert unchanged(), "the old set has changed"
+        return "refused"
+    letters = {article_image(path).tobytes(): path.name[0] for path in (base / "images").iterdir()}
+    dataset = preprocess.load_dataset(folder / "out")
+    for split in preprocess.SPLITS:
+        for image, label in zip(*preprocess.load_split(folder / "out", split, dataset)):
+            column = dataset["columns"][label.argmax()]
+            assert letters[image.tobytes()] == column, "the CRC-32 in the zip holds"
+    return "done"
+
+
+def fuzz_arrays(draw, base, folder):
+    """A file of Numpy_folder/, damaged, before training.py or test.py."""
+    return damage_one(draw, base, folder, draw.choice(sorted((base / "numpy").glob("*.*[ny]"))))
+
+
+def fuzz_networks(draw, base, folder):
+    """A file of Checkpoint/ or Weights_Full/, damaged, before training.py or test.py."""
+    files = [*(base / "Checkpoint").glob("*.*"), *(base / "Weights_Full").glob("*.*")]
+    files = sorted(path for path in files if path.name != ".lock")
+    return damage_one(draw, base, folder, draw.choice(files))
+
+
+def damage_one(draw, base, folder, path):
+    shutil.copytree(base, folder, copy_function=os.link, dirs_exist_ok=True)
+    damaged = folder / path.relative_to(base)
+    damaged.unlink()
+    shutil.copyfile(path, damaged)
+    damage(draw, damaged)
+    name = draw.choice(["training.py", "test.py"])
+    main = {"training.py": training.main, "test.py": test_script.main}[name]
+    training.keras.utils.clear_session()
+    done, output = run(main, testing(folder, *(TRAINING if name == "training.py" else ())))
+    if not done:
+        return f"{name} refused"
+    if name == "test.py":
+        used = re.search("^weights .*/(.*): epoch", output, re.MULTILINE)[1]
+        assert after_weights(output) == json.loads((base / "outputs.json").read_text())[used]
+    else:
+        for final in (base / "Weights_Full").glob("*.*"):
+            assert same(final, folder / "Weights_Full" / final.name), f"another {final.name}"
+        rows = [(f / "Checkpoint" / "history.csv").read_bytes() for f in (base, folder)]
+        assert rows[0] == rows[1], "another history"
+    return f"{name} done"
+
+
+def same(some, other):
+    if some.suffix != ".h5":
+        return some.read_bytes() == other.read_bytes()
+    with training.h5py.File(some) as first, training.h5py.File(other) as second:
+        return training.arrays_crc32(first) == training.arrays_crc32(second)
+
+
+KINDS = {
+    "images": fuzz_images,
+    "archives": fuzz_archives,
+    "arrays": fuzz_arrays,
+    "networks": fuzz_networks,
+}
+
+if __name__ == "__main__":
+    main()
