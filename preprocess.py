@@ -175,7 +175,7 @@ def folder_files(folder):
 def zip_files(path):
     """Names of the files in a zip."""
     with open_zip(path) as archive:
-        names = [name for name in archive.namelist() if not name.endswith("/")]
+        names = archive.namelist()
     if twice := len(names) - len(set(names)):
         print(f"{twice:,} names occur again in {path}: the last entry counts")
     return set(names)
