@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 
 import h5py
 import keras
@@ -541,6 +542,31 @@ def test_no_room(dataset, trained, tmp_path, small_disk):
     done = train(dataset, disk / "run", check=True)
     assert re.search(r"weights.0[12]-.*.hdf5 restored\n", done.stdout)
     assert_same_run(disk / "run", trained)
+
+
+@pytest.mark.parametrize(
+    "epochs, keep, momentum, files_to_come",
+    [
+        (50, None, 0.0, 50),
+        (53, None, 0.9, 2 * 50),
+        (50, 2, 0.0, 2),
+        (4, 2, 0.0, 1),
+        (50, 1, 0.0, 1),
+    ],
+)
+def test_room_to_train(tmp_path, monkeypatch, epochs, keep, momentum, files_to_come):
+    """What is to come after three epochs, of which two files (with --keep) or all still stand."""
+    rows = [{"epoch": epoch, "val_loss": 0.5} for epoch in range(1, epochs - 49 if not keep else 4)]
+    for row in rows[-2:]:
+        training.checkpoint_path(tmp_path, row).touch()
+    asked = {}
+    monkeypatch.setattr(
+        training, "check_room", lambda folder, size, *cure: asked.update({folder: size})
+    )
+    options = Namespace(epochs=epochs, keep=keep, momentum=momentum)
+    options.checkpoint, options.weights_full = tmp_path, tmp_path / "final"
+    training.check_room_to_train(Namespace(count_params=lambda: 1000), options, rows)
+    assert asked == {tmp_path: 4000 * (files_to_come + 1), tmp_path / "final": 4000}
 
 
 def test_read_only(dataset, tmp_path, small_disk):
