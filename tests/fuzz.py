@@ -270,9 +270,17 @@ def damage_one(draw, base, folder, path):
     done, output = run(main, testing(folder, *(TRAINING if name == "training.py" else ())))
     if not done:
         return f"{name} refused"
+    splits = {"test.py": ["test"], "training.py": ["train", "validation"]}[name]
+    read = [f"numpy/{split}_{what}.npy" for split in splits for what in ("set", "classes")]
+    for file in read:
+        assert (folder / file).read_bytes() == (base / file).read_bytes(), f"another {file}"
+    assert preprocess.load_dataset(folder / "numpy") == preprocess.load_dataset(base / "numpy")
     if name == "test.py":
-        used = re.search("^weights .*/(.*): epoch", output, re.MULTILINE)[1]
-        assert after_weights(output) == json.loads((base / "outputs.json").read_text())[used]
+        used = re.search("^weights .*/((.*)/(.*)): epoch", output, re.MULTILINE)
+        assert same(base / used[1], folder / used[1]), f"another {used[1]}"
+        assert after_weights(output) == json.loads((base / "outputs.json").read_text())[used[3]]
+        for file in ("model.json", "class_names.json"):
+            assert same(base / "Weights_Full" / file, folder / "Weights_Full" / file), file
     else:
         for final in (base / "Weights_Full").glob("*.*"):
             assert same(final, folder / "Weights_Full" / final.name), f"another {final.name}"
@@ -282,7 +290,9 @@ def damage_one(draw, base, folder, path):
 
 
 def same(some, other):
-    if some.suffix != ".h5":
+    if some.suffix == ".json":
+        return json.loads(some.read_text()) == json.loads(other.read_text())
+    if some.suffix not in (".h5", ".hdf5"):
         return some.read_bytes() == other.read_bytes()
     with training.h5py.File(some) as first, training.h5py.File(other) as second:
         return training.arrays_crc32(first) == training.arrays_crc32(second)
