@@ -188,7 +188,8 @@ def open_zip(path):
         raise
     except Exception as error:  # zipfile raises some ten kinds
         raise UserError(
-            f"{path} is neither a folder nor a whole zip archive ({error}); download it again"
+            f"{path} is neither a folder nor a whole zip archive ({one_line(error)}); "
+            "download it again"
         ) from None
     if any(entry.flag_bits & 1 for entry in archive.infolist()):
         raise UserError(f"{path} is encrypted; unpack it and give the folder with --data")

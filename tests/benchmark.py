@@ -110,8 +110,7 @@ def case(options, times):
 def unpack(path, new):
     """The photographs of a zip as one flat folder: A_34.jpg ..."""
     with zipfile.ZipFile(path) as archive:
-        names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
-        for name, label in preprocess.list_images(names):
+        for name, label in preprocess.list_images(archive.namelist()):
             number = re.sub(r"\D", "", PurePosixPath(name).stem)
             (new / f"{label}_{number}.jpg").write_bytes(archive.read(name))
 
