@@ -30,78 +30,57 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**27))  # ahead of cv2; 400 MB an image
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**27))  # read when cv2 is imported
 try:
     import cv2
-except ModuleNotFoundError:
-    raise
+    import filelock
+    import numpy as np
+    from tqdm import tqdm
 except ImportError as error:
-    sys.exit(
-        f"import cv2: {error}; on a server without libGL, either apt-get install libgl1, "
-        "or pip uninstall opencv-python and pip install opencv-python-headless"
-    )
-import filelock
-import numpy as np
-from tqdm import tqdm
+    remedy = "activate the environment in which requirements.txt is installed"
+    if "libGL" in str(error):  # a bare server
+        remedy = "apt-get install libgl1, or replace opencv-python by opencv-python-headless"
+    sys.exit(f"{error}; {remedy}")
 
 HERE = Path(__file__).resolve().parent
 IMAGE_SIZE = 224
 LETTERS = "ABCDEFGHIKLMNOPQRSTUVWXY"  # the 24 that are still; J and Z are movements
 TRAIN, VALIDATION = 2000, 750  # images per class, the rest is for the test
 SPLITS = ("train", "validation", "test")
-MAX_BYTES = 2**28  # of an image's file, read or unpacked
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-NOT_CLASSES = ("asl_alphabet_train", "asl_alphabet_test", "new", "demo")  # folders in asl_data/
-NOTHING_THERE = f"""no images ({" ".join(SUFFIXES)}) in {{}}; put there
-  the Kaggle data set (1 GB)
-    curl -L -o asl_data/asl-alphabet.zip \
-https://www.kaggle.com/api/v1/datasets/download/grassknoted/asl-alphabet
-  or your own photographs, A_1.jpg ..., or, to try the scripts, drawings
-    python asl_data/draw_hands.py"""
-
-CURES = {
-    errno.EACCES: "change its permissions, or name another place",
-    errno.ENOSPC: "make room and run the same command again",
-    errno.EDQUOT: "make room and run the same command again",
-    errno.EFBIG: "raise the limit of file sizes and run the same command again",
-    errno.EROFS: "name another place",
-}
-
-
-class UserError(Exception):
-    """A mistake that the user can mend; `run_main` prints it in place of a traceback."""
 
 
 def main(argv=None):
     options = parse_options(argv)
-    source, listing = find_source(options.data)
-    classes = choose_classes(options.classes, listing)
-    columns = label_columns(classes)
+    source, listing = find_source(options.data)  # listing: [(name of an image, its label)]
+    classes = choose_classes(options.classes, listing)  # the labels that are taken
+    columns = label_columns(classes)  # the network's outputs: all 24 letters, or the classes
 
+    # First shuffle, then choose: the split of a letter is the same whatever --classes says.
     random.Random(options.seed).shuffle(listing)
-    chosen = [image for image in listing if image[1] in classes]
+    listing = [(name, label) for name, label in listing if label in classes]
 
-    folder = options.numpy_folder
-    with open_source(source) as read_bytes, new_dataset(folder) as new:
-        check_room(folder, len(chosen) * (IMAGE_SIZE * IMAGE_SIZE * 3 + len(columns) * 4))
-        splits, unreadable = write_splits(
-            new, chosen, columns, read_bytes, options.train, options.validation
+    with new_dataset(options.numpy_folder) as folder:
+        check_room(folder, len(listing) * (IMAGE_SIZE * IMAGE_SIZE * 3 + len(columns) * 4))
+        splits, skipped = write_splits(
+            folder, source, listing, columns, options.train, options.validation
         )
         counts = {split: Counter(label for _, label in splits[split]) for split in SPLITS}
-        describe_dataset(
-            new,
-            classes=classes,
-            columns=columns,
-            image_size=IMAGE_SIZE,
-            color_order="BGR",
-            split="shuffled",
-            seed=options.seed,
-            source=str(source),
-            counts=counts,
-            unreadable=unreadable,
-            rows={split: [name for name, _ in splits[split]] for split in SPLITS},
+        write_json(
+            folder / "dataset.json",
+            {
+                "classes": classes,
+                "columns": columns,
+                "image_size": IMAGE_SIZE,
+                "color_order": "BGR",
+                "split": "shuffled",
+                "seed": options.seed,
+                "source": str(source.path),
+                "counts": counts,
+                "unreadable": skipped,
+                "rows": {split: [name for name, _ in splits[split]] for split in SPLITS},
+                "files": checksums(folder.glob("*.npy")),
+            },
         )
-    print_proportions(classes, counts, options.train or TRAIN, options.validation or VALIDATION)
     print_counts(classes, counts)
     print("Data preprocessing success!")
 
@@ -120,95 +99,123 @@ def parse_options(argv):
     add("--train", type=between(int, 1), metavar="N", help=about)
     about = f"validation images per class (default: {VALIDATION}, or 3 of 12 likewise)"
     add("--validation", type=between(int, 1), metavar="N", help=about)
-    add(
-        "--seed",
-        type=between(int, 0),
-        default=0,
-        metavar="N",
-        help="order of the images (default: 0)",
-    )
+    about = "order of the images (default: 0)"
+    add("--seed", type=between(int, 0), default=0, metavar="N", help=about)
     return parser.parse_args(argv)
 
 
-def between(kind, low, high=2**31 - 1):
-    """A type for argparse: an int or float from low to high."""
-
-    def number(text):
-        if not low <= (value := kind(text)) <= high:  # nan is not either
-            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
-        return value
-
-    return number
+def print_counts(classes, counts):
+    table = [(label, *(counts[split][label] for split in SPLITS)) for label in classes]
+    table.append(("total", *(sum(counts[split].values()) for split in SPLITS)))
+    width = max(len(label) for label, *_ in table)
+    print(f"{'class':{width}}  train  validation   test")
+    for label, train, validation, test in table:
+        print(f"{label:{width}}  {train:5,}  {validation:10,}  {test:5,}")
 
 
 # ---- the images: where they are, which class each is of ----
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+MAX_BYTES = 2**28  # of an image's file, read or unpacked
+# Folders in asl_data/ that are no classes.
+NOT_CLASSES = ("asl_alphabet_train", "asl_alphabet_test", "new", "demo")
+NOTHING_THERE = f"""no images ({" ".join(SUFFIXES)}) in {{}}; put there
+  the Kaggle data set (1 GB)
+    curl -L -o asl_data/asl-alphabet.zip \
+https://www.kaggle.com/api/v1/datasets/download/grassknoted/asl-alphabet
+  or your own photographs, A_1.jpg ..., or, to try the scripts, drawings
+    python asl_data/draw_hands.py"""
+
+
+class Folder:
+    """The files in a folder: `names`, relative to it with "/" between the parts, and `read`."""
+
+    def __init__(self, path):
+        self.path, self.names = path, []
+        for parent, folders, files in os.walk(path, onerror=self.refuse, followlinks=True):
+            below = Path(parent).relative_to(path)
+            if len(below.parts) == 3:  # as deep as the Kaggle archive goes
+                folders.clear()
+            self.names += [(below / file).as_posix() for file in files]
+
+    def refuse(self, error):
+        raise error  # os.walk would pass over what it may not read
+
+    def read(self, name):
+        """The bytes of a file; ValueError if it can't be an image."""
+        path = self.path / name
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            raise ValueError("no file")  # a pipe would wait for a writer
+        if facts.st_size > MAX_BYTES:
+            raise ValueError("too large")
+        return path.read_bytes()
+
+
+class Archive:
+    """The files in a zip, which is never unpacked: `names` and `read`, as of a Folder."""
+
+    def __init__(self, path):
+        self.path = path
+        try:
+            self.zip = zipfile.ZipFile(path)
+        except OSError:
+            raise
+        except Exception as error:  # zipfile raises some ten kinds
+            raise UserError(
+                f"{path} is neither a folder nor an intact zip archive ({one_line(error)}); "
+                "download it again"
+            ) from None
+        if any(entry.flag_bits & 1 for entry in self.zip.infolist()):
+            raise UserError(f"{path} is encrypted; unpack it and give the folder with --data")
+        names = self.zip.namelist()
+        self.names = set(names)
+        if twice := len(names) - len(self.names):
+            print(f"{path} has {number(twice, 'name')} twice: the last entry counts")
+
+    def read(self, name):
+        """The bytes of a file; an error of many kinds if the zip is damaged there."""
+        entry = self.zip.getinfo(name)
+        if entry.file_size > MAX_BYTES:
+            raise ValueError("too large")
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError("compressed in a way that is unpacked at once, however large")
+        with self.zip.open(entry) as file:
+            return file.read(entry.file_size)  # read() would unpack more, if the size is a lie
+
 
 def find_source(path):
-    """The one source of images, a folder or a zip, and its listing [(name, class)], sorted.
+    """The one source of images, a Folder or an Archive, and its listing [(name, label)], sorted.
 
     Without a path, the first thing in asl_data/ that has images, in the order of the docstring.
     """
     data = HERE / "asl_data"
     standard = [data / "new", data, *sorted(data.glob("*.zip")), data / "demo"]
-    for source in [path] if path else filter(Path.exists, standard):
-        names = list(folder_files(source)) if source.is_dir() else zip_files(source)
-        if listing := list_images(names):
-            print_source(source, names, listing)
+    for each in [path] if path else filter(Path.exists, standard):
+        source = Folder(each) if each.is_dir() else Archive(each)
+        if listing := list_images(source.names):
+            print_source(source, listing)
             return source, listing
     raise UserError(NOTHING_THERE.format(path or data))
 
 
-def folder_files(folder):
-    """Names of the files in a folder, relative to it, with "/" between their parts."""
-
-    def refuse(error):
-        raise error  # os.walk would pass over what it may not read
-
-    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        below = Path(parent).relative_to(folder)
-        if len(below.parts) == 3:  # as deep as the Kaggle archive goes
-            folders.clear()
-        yield from ((below / file).as_posix() for file in files)
-
-
-def zip_files(path):
-    """Names of the files in a zip."""
-    with open_zip(path) as archive:
-        names = archive.namelist()
-    if twice := len(names) - len(set(names)):
-        print(f"{twice:,} names occur again in {path}: the last entry counts")
-    return set(names)
-
-
-def open_zip(path):
-    try:
-        archive = zipfile.ZipFile(path)
-    except OSError:
-        raise
-    except Exception as error:  # zipfile raises some ten kinds
-        raise UserError(
-            f"{path} is neither a folder nor a whole zip archive ({one_line(error)}); "
-            "download it again"
-        ) from None
-    if any(entry.flag_bits & 1 for entry in archive.infolist()):
-        raise UserError(f"{path} is encrypted; unpack it and give the folder with --data")
-    return archive
-
-
 def list_images(names):
-    """[(name, class)] of the images among the files, sorted by name.
+    """[(name, label)] of the images among the files, sorted by name.
 
     Of the flat layout and the one with a folder per class, the one with more images counts.
     """
     listing = sorted((name, label) for name in names if (label := class_of(name)))
-    flat = [image for image in listing if not set("/\\") & set(image[0])]
-    nested = [image for image in listing if set("/\\") & set(image[0])]
+    flat = [image for image in listing if not is_nested(image[0])]
+    nested = [image for image in listing if is_nested(image[0])]
     return max(flat, nested, key=len)
 
 
+def is_nested(name):
+    return "/" in name or "\\" in name
+
+
 def class_of(name):
-    """Class of an image file; None if it is not an image or lies elsewhere.
+    """The label of an image file; None if it is not an image or lies elsewhere.
 
     "A_34.jpg", "A34.jpg", "A (34).jpg" and "asl_alphabet_train/A/A34.jpg" are of class "A".
     """
@@ -216,8 +223,10 @@ def class_of(name):
     path = PurePosixPath(re.sub("^(asl_alphabet_train/){1,2}", "", name))
     if not is_image(path) or len(path.parts) > 2 or path.parts[0] in NOT_CLASSES:
         return None
-    nested = len(path.parts) == 2
-    label = path.parts[0] if nested else re.split(r"[_\d(]", path.stem)[0].rstrip(" -.")
+    if len(path.parts) == 2:
+        label = path.parts[0]
+    else:
+        label = re.split(r"[_\d(]", path.stem)[0].rstrip(" -.")
     if label[:1] in ("", ".", "/") or not label.isprintable():
         return None  # hidden, "..", or from the root
     return label
@@ -227,12 +236,13 @@ def is_image(path):
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
-def print_source(source, names, listing):
-    print(f"source {source}: {len(listing):,} images")
-    tests = [name for name in names if name.startswith("asl_alphabet_test/")]
+def print_source(source, listing):
+    print(f"source {source.path}: {number(len(listing), 'image')}")
+    tests = [name for name in source.names if name.startswith("asl_alphabet_test/")]
     if tests := sum(is_image(PurePosixPath(name)) for name in tests):
-        print(f"left out {tests:,} images of asl_alphabet_test: not part of the 3,000 of a class")
-    if source.resolve() == HERE / "asl_data" / "demo":
+        tests = number(tests, "image")
+        print(f"left out {tests} of asl_alphabet_test: not part of the 3,000 of a class")
+    if source.path.resolve() == HERE / "asl_data" / "demo":
         print("these are drawings: their accuracy says nothing about photographs")
 
 
@@ -255,52 +265,26 @@ def label_columns(classes):
     return list(LETTERS) if set(classes) <= set(LETTERS) else classes
 
 
-@contextmanager
-def open_source(source):
-    """Give a function from the name of a file in a folder or a zip to its bytes."""
-    if source.is_dir():
-        yield lambda name: read_file(source / name)
-    else:
-        with open_zip(source) as archive:
-            yield lambda name: read_entry(archive, name)
+# ---- the split ----
 
 
-def read_file(path):
-    facts = path.stat()
-    if not stat.S_ISREG(facts.st_mode):
-        raise OSError("no file")  # a pipe would wait for a writer
-    if facts.st_size > MAX_BYTES:
-        raise OSError("too large")
-    return path.read_bytes()
-
-
-def read_entry(archive, name):
-    entry = archive.getinfo(name)
-    if entry.file_size > MAX_BYTES:
-        raise OSError("too large")
-    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise NotImplementedError("zipfile unpacks it whole, however large")
-    with archive.open(entry) as file:
-        return file.read(entry.file_size)  # read() would unpack more, if the size is a lie
-
-
-# ---- the .npy files ----
-
-
-def deal(listing, train, validation):
-    """Share out a shuffled listing as the article does: {split: [(name, class)]}.
+def deal(listing, train_count, validation_count):
+    """Share out a shuffled listing as the article does: {split: [(name, label)]}.
 
     The first images of each class go to training, the next to validation, the rest to test.
     """
     numbers = Counter(label for _, label in listing)
-    counts = {label: split_counts(label, numbers[label], train, validation) for label in numbers}
+    counts = {
+        label: split_counts(label, numbers[label], train_count, validation_count)
+        for label in numbers
+    }
     seen = Counter()
     splits = {split: [] for split in SPLITS}
     for name, label in listing:
-        train_count, validation_count = counts[label]
-        if seen[label] < train_count:
+        train, validation = counts[label]
+        if seen[label] < train:
             splits["train"].append((name, label))
-        elif seen[label] < train_count + validation_count:
+        elif seen[label] < train + validation:
             splits["validation"].append((name, label))
         else:
             splits["test"].append((name, label))
@@ -308,57 +292,59 @@ def deal(listing, train, validation):
     return splits
 
 
-def split_counts(label, number, train, validation):
-    """(training images, validation images) out of a class's number, at least one left for test.
+def split_counts(label, total, train, validation):
+    """(training images, validation images) of a class of `total`; one or more are left for test.
 
-    Counts that are not given are the article's, or its proportions where these do not fit.
+    Counts that are None are the article's or, in a class too small for these, in the article's
+    proportions, 8 : 3 : 1.
     """
-    if number > (train or TRAIN) + (validation or VALIDATION):
+    if total > (train or TRAIN) + (validation or VALIDATION):
         return train or TRAIN, validation or VALIDATION
-    if train is None and validation is None:
-        train = min(number * 8 // 12, number - 2)
-    elif train is None:
-        train = (number - validation) * 8 // 9
+    if train is None:
+        train = (total - validation) * 8 // 9 if validation else min(total * 8 // 12, total - 2)
     if validation is None:
-        validation = max(1, (number - train) * 3 // 4)
-    if train < 1 or number - train - validation < 1:
+        validation = max(1, (total - train) * 3 // 4)
+    if train < 1 or train + validation >= total:
         raise UserError(
-            f"class {label} has {number} images: too few for {max(train, 1)} to train, "
+            f"class {label} has {number(total, 'image')}: too few for {max(train, 1)} to train, "
             f"{validation} to validate and 1 to test"
         )
     return train, validation
 
 
-def write_splits(folder, listing, columns, read_bytes, train, validation):
-    """Write the six files; return what went into them, {split: [(name, class)]}, and what could
+# ---- the arrays ----
+
+
+def write_splits(folder, source, listing, columns, train_count, validation_count):
+    """Write the six files; return what went into them, {split: [(name, label)]}, and what could
     not be read, [name]: each such image is skipped and the next one takes its place."""
     classes = {label for _, label in listing}
-    unreadable = []
+    skipped = []
     while True:
         if lost := classes - {label for _, label in listing}:
             raise UserError(f"class {min(lost)} has no image that can be read")
-        splits = deal(listing, train, validation)
-        bad = write_arrays(folder, splits, columns, read_bytes)
+        splits = deal(listing, train_count, validation_count)
+        bad = write_arrays(folder, source, splits, columns)
         if not bad:
-            return splits, unreadable
-        names = ", ".join(name if name.isprintable() else repr(name) for name in bad)
-        print(f"skipped {len(bad):,} that can't be read: {names}; dealing again")
-        unreadable += bad
-        bad = set(bad)
-        listing = [image for image in listing if image[0] not in bad]
+            return splits, skipped
+        print(f"skipped {len(bad):,} that can't be read: {shown(bad)}; splitting again")
+        skipped += bad
+        listing = [(name, label) for name, label in listing if name not in set(bad)]
 
 
-def write_arrays(folder, splits, columns, read_bytes):
-    """Write the six files; return the names of the images that can't be read, for then the files
-    have holes at their end and have to be written again."""
+def write_arrays(folder, source, splits, columns):
+    """Write the six files; return the names of the images that can't be read.
+
+    If there are any, the files must be written again: they are shorter than their headers say.
+    """
     names = [name for split in SPLITS for name, _ in splits[split]]
-    images = read_ahead(read_bytes, names)
-    images = iter(tqdm(images, total=len(names), unit=" images", disable=None))
+    images = iter(tqdm(read_images(source, names), total=len(names), unit=" images", disable=None))
     bad = []
     for split in SPLITS:
         shape = (len(splits[split]), IMAGE_SIZE, IMAGE_SIZE, 3)
         with open(folder / f"{split}_set.npy", "wb") as file:
             write_header(file, "|u1", shape)
+            # zip asks `images` last: the other way round it would take one too many at the end.
             for (name, _), image in zip(splits[split], images):
                 if image is None:
                     bad.append(name)
@@ -377,64 +363,97 @@ def write_header(file, dtype, shape):
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def read_ahead(read_bytes, names):
+def read_images(source, names):
     """Yield the images in order, read by all cores, a few ahead: memory does not grow."""
     cores = os.cpu_count() or 1
     waiting = deque()
     with ThreadPoolExecutor(cores) as pool:
-        for start in range(0, len(names), 16):  # one by one, handing them over takes a fifth
-            block = names[start : start + 16]
-            waiting.append(pool.submit(read_images, read_bytes, block))
+        for start in range(0, len(names), 16):  # handing over images one at a time takes 1/5 more
+            waiting.append(pool.submit(read_block, source, names[start : start + 16]))
             if len(waiting) > 2 * cores:
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
 
 
-def read_images(read_bytes, names):
-    return [read_image(read_bytes, name) for name in names]
+def read_block(source, names):
+    return [read_image(source, name) for name in names]
 
 
-def read_image(read_bytes, name):
-    """An image as uint8 (224, 224, 3), BGR; None if it can't be read."""
+def read_image(source, name):
+    """An image as the network gets it, uint8 (224, 224, 3), BGR; None if it can't be read."""
     try:
-        data = np.frombuffer(read_bytes(name), np.uint8)
+        data = np.frombuffer(source.read(name), np.uint8)
         image = cv2.imdecode(data, cv2.IMREAD_COLOR)
         return cv2.resize(image, (IMAGE_SIZE, IMAGE_SIZE))
     except Exception:  # foreign bytes: cv2, zipfile and zlib have some ten kinds of error
         return None
 
 
-def print_proportions(classes, counts, train, validation):
-    """Name the classes that were too small for the counts."""
-    asked = {"train": train, "validation": validation}
-    small = [
-        label for label in classes if any(counts[split][label] != asked[split] for split in asked)
-    ]
-    if small:
-        print(
-            f"too few images for {train:,} + {validation:,} + 1: {' '.join(small)}, "
-            "dealt in the article's proportions (8 : 3 : 1)"
+# ---- the data set, as the later steps read it ----
+
+
+def load_dataset(folder):
+    """dataset.json of a folder that preprocess.py wrote, as a dict; see `main` for its keys."""
+    if (folder / ".whole").exists():  # of a run that was killed in the middle of the move
+        with locked(folder):
+            finish_move(folder)
+    return read_json(folder / "dataset.json", "rows columns classes files", "preprocess.py")
+
+
+def load_split(folder, split, dataset):
+    """(images, labels) of one split, checked against what `load_dataset` gave.
+
+    images: uint8 (n, 224, 224, 3), BGR, 0 to 255, a memory map: reading rows costs no memory.
+    labels: float32 (n, columns), one-hot.
+    """
+    rows, columns = len(dataset["rows"][split]), len(dataset["columns"])
+    image_shape = (rows, IMAGE_SIZE, IMAGE_SIZE, 3)
+    images = load_array(folder / f"{split}_set.npy", image_shape, "uint8", dataset)
+    labels = load_array(folder / f"{split}_classes.npy", (rows, columns), "float32", dataset)
+    return images, labels
+
+
+def load_array(path, shape, dtype, dataset):
+    with reading(path, "preprocess.py"):
+        array = np.lib.format.open_memmap(path, mode="r")  # np.load would also open zips
+    if array.shape != shape or array.dtype != dtype:
+        raise UserError(
+            f"{path} holds {array.dtype} {array.shape}, not {dtype} {shape}: "
+            "run preprocess.py again"
         )
+    if crc32(path) != dataset["files"].get(path.name):
+        raise UserError(f"{path} is of another data set or damaged: run preprocess.py again")
+    return array
 
 
-def print_counts(classes, counts):
-    width = max(5, *(len(label) for label in classes))
-    print(f"{'class':{width}}  train  validation   test")
-    for label in classes:
-        train, validation, test = (counts[split][label] for split in SPLITS)
-        print(f"{label:{width}}  {train:5,}  {validation:10,}  {test:5,}")
-    train, validation, test = (sum(counts[split].values()) for split in SPLITS)
-    print(f"{'total':{width}}  {train:5,}  {validation:10,}  {test:5,}")
+# ---- files that survive a kill: one rule for each folder that a step writes ----
+#
+# The folder's JSON file lists the folder's files with their CRC-32. It is written last, under
+# another name first, and only a run that holds the folder's lock writes there. So what the JSON
+# lists is intact, whenever the run is killed. training.py and test.py import this; nothing here
+# is about hands.
+
+REMEDIES = {
+    errno.EACCES: "; change its permissions, or name another place",
+    errno.ENOSPC: "; make room and run the same command again",
+    errno.EDQUOT: "; make room and run the same command again",
+    errno.EFBIG: "; raise the limit of file sizes and run the same command again",
+    errno.EROFS: "; name another place",
+}
 
 
-# ---- Numpy_folder/: written whole or not at all, and read by the later steps ----
+class UserError(Exception):
+    """A mistake that the user can mend; `run_main` prints it in place of a traceback."""
 
 
 @contextmanager
 def locked(folder):
-    """Keep other runs out of a folder, until the block ends or the process does."""
+    """Keep other runs out of a folder until the block ends or the process does; remove what a
+    killed run left there under a temporary name."""
     folder.mkdir(parents=True, exist_ok=True)
+    # A singleton, as one run may lock a folder twice: --checkpoint and --weights-full may be one.
+    # A soft lock would be a file that outlives a killed run.
     path = folder.resolve() / ".lock"
     lock = filelock.FileLock(path, timeout=0, is_singleton=True, fallback_to_soft=False)
     try:
@@ -446,17 +465,19 @@ def locked(folder):
             raise
         print(f"{folder} can't be locked ({error.strerror}): start no second run in it")
     try:
+        for rubbish in folder.glob(".partial*"):
+            shutil.rmtree(rubbish) if rubbish.is_dir() else rubbish.unlink()
         yield
     finally:
         lock.release()
 
 
-def check_room(folder, size, cure="make room"):
+def check_room(folder, size, remedy="make room"):
     """Refuse to write `size` bytes in a folder that has no room for them."""
     free = shutil.disk_usage(folder).free
     if size > free:
         raise UserError(
-            f"{folder} has {free / 1e9:.3f} GB free, {size / 1e9:.3f} GB are to come: {cure}"
+            f"{folder} has {free / 1e9:.3f} GB free, {size / 1e9:.3f} GB are to come: {remedy}"
         )
 
 
@@ -470,7 +491,6 @@ def new_dataset(folder):
     with locked(folder):
         finish_move(folder)
         partial = folder / ".partial"
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
         partial.mkdir()
         try:
             yield partial
@@ -481,34 +501,58 @@ def new_dataset(folder):
 
 
 def finish_move(folder):
-    """Move a whole new data set to its place, also where a killed run left off."""
-    whole = folder / ".whole"
-    if whole.exists():
-        for file in whole.iterdir():
-            (folder / file.name).unlink(missing_ok=True)  # ext4 would first write it to the disk
+    """Move an intact new data set to its place, also where a killed run left off."""
+    new = folder / ".whole"
+    if new.exists():
+        for file in new.iterdir():
+            # Removed first: ext4 flushes a file that replaces another, which takes seconds.
+            (folder / file.name).unlink(missing_ok=True)
             file.rename(folder / file.name)
-        whole.rmdir()
+        new.rmdir()
 
 
-def describe_dataset(folder, **facts):
-    """Write dataset.json: the facts, and the CRC-32 of each .npy file."""
-    paths = sorted(folder.glob("*.npy"))
-    with ThreadPoolExecutor() as pool:
-        facts["files"] = {path.name: crc for path, crc in zip(paths, pool.map(crc32, paths))}
-    (folder / "dataset.json").write_text(sealed(facts), encoding="utf-8")
+@contextmanager
+def replacing(path):
+    """Give the name of a file to write, which replaces `path` when the block ends without error."""
+    partial = path.with_name(f".partial-{path.name}")  # keras goes by the suffix
+    try:
+        yield partial
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # h5py names none
+        raise
+    except RuntimeError as error:  # of h5py, where the disk is full
+        reason = one_line(error)
+        raise UserError(f"{path} can't be written ({reason}); make room and run again") from None
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def sealed(facts):
-    """Facts as JSON, with the CRC-32 that `unsealed` checks."""
-    return json.dumps({**facts, "crc32": zlib.crc32(json.dumps(facts).encode())}, indent=1)
+def write_json(path, facts):
+    """Write a dict as JSON, with the CRC-32 that `read_json` checks."""
+    facts = {**facts, "crc32": zlib.crc32(json.dumps(facts).encode())}
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
-def unsealed(text):
-    """The facts that `sealed` made a text of; ValueError or KeyError if it is not whole."""
-    facts = json.loads(text)
-    if facts.pop("crc32") != zlib.crc32(json.dumps(facts).encode()):
-        raise ValueError("CRC-32 does not fit")
+def read_json(path, keys, step):
+    """The dict that `write_json` wrote, with at least these keys; step: the script that did."""
+    with reading(path, step):
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        if facts.pop("crc32") != zlib.crc32(json.dumps(facts).encode()):
+            raise ValueError("CRC-32 does not fit")
+        if missing := set(keys.split()) - set(facts):
+            raise ValueError(f"no {min(missing)}")
     return facts
+
+
+def checksums(paths):
+    """{name: CRC-32} of files."""
+    paths = sorted(paths)
+    with ThreadPoolExecutor() as pool:
+        return {path.name: value for path, value in zip(paths, pool.map(crc32, paths))}
 
 
 def crc32(path):
@@ -528,54 +572,32 @@ def reading(path, step):
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run {step} first") from None
     except (PermissionError, UserError):
-        raise  # the file may be whole
+        raise  # the file may be intact
     except Exception as error:  # whatever a parser makes of foreign bytes
         raise UserError(
             f"{path} is damaged or foreign ({one_line(error)}): run {step} again"
         ) from None
 
 
-def load_dataset(folder):
-    """dataset.json of a folder that preprocess.py wrote, as a dict; see `main` for its keys."""
-    if (folder / ".whole").exists():  # of a run that was killed in the middle of the move
-        with locked(folder):
-            finish_move(folder)
-    path = folder / "dataset.json"
-    with reading(path, "preprocess.py"):
-        dataset = unsealed(path.read_text(encoding="utf-8"))
-        for split in SPLITS:
-            len(dataset["rows"][split]), len(dataset["columns"])
-            dataset["files"][f"{split}_set.npy"], dataset["files"][f"{split}_classes.npy"]
-    return dataset
+def between(kind, low, high=2**31 - 1):
+    """A type for argparse: an int or float from low to high."""
+
+    def parse(text):
+        if not low <= (value := kind(text)) <= high:  # nan is not either
+            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
+        return value
+
+    return parse
 
 
-def load_split(folder, split, dataset):
-    """(images, labels) of one split, checked against what `load_dataset` gave.
-
-    images: uint8 (n, 224, 224, 3), BGR, 0 to 255, a memory map: reading rows costs no memory.
-    labels: float32 (n, columns), one-hot.
-    """
-    rows = len(dataset["rows"][split])
-    images = load_array(
-        folder / f"{split}_set.npy", (rows, IMAGE_SIZE, IMAGE_SIZE, 3), "uint8", dataset
-    )
-    labels = load_array(
-        folder / f"{split}_classes.npy", (rows, len(dataset["columns"])), "float32", dataset
-    )
-    return images, labels
+def number(count, what):
+    """A count in words: "1 image", "2,000 images"."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
-def load_array(path, shape, dtype, dataset):
-    with reading(path, "preprocess.py"):
-        array = np.lib.format.open_memmap(path, mode="r")  # np.load would also open zips
-    if array.shape != shape or array.dtype != dtype:
-        raise UserError(
-            f"{path} holds {array.dtype} {array.shape}, not {dtype} {shape}: "
-            "run preprocess.py again"
-        )
-    if crc32(path) != dataset["files"][path.name]:
-        raise UserError(f"{path} is of another data set or damaged: run preprocess.py again")
-    return array
+def shown(names):
+    """Names in one line, what can't be printed in them escaped."""
+    return ", ".join(name if name.isprintable() else repr(name) for name in names)
 
 
 def one_line(error):
@@ -593,11 +615,10 @@ def run_main(main):
         sys.exit(f"{name}: {error}")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        cure = CURES.get(error.errno, "check the path")
         reason = os.strerror(error.errno) if error.errno else one_line(error)
-        sys.exit(f"{name}: {where}{reason}; {cure}")
-    except KeyboardInterrupt:
-        print(f"{name}: stopped", file=sys.stderr)
+        sys.exit(f"{name}: {where}{reason}{REMEDIES.get(error.errno, '')}")
+    except KeyboardInterrupt as error:
+        print(f"{name}: stopped{error}", file=sys.stderr)
         sys.exit(130)
 
 

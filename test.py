@@ -1,7 +1,7 @@
 """Test the trained network on the images that it has not seen.
 
-Reads Numpy_folder/test_*.npy, Weights_Full/model.json and model_weights.h5, and over these, as in
-the article, the best weights of Checkpoint/; prints the accuracy and writes nothing.
+Reads Numpy_folder/test_*.npy, the network in Weights_Full/model.json and the weights with the
+lowest val_loss in Checkpoint/, else Weights_Full/model_weights.h5. Prints the accuracy.
 
     python test.py
     python test.py --weights Checkpoint/weights.12-0.05.hdf5
@@ -10,17 +10,10 @@ the article, the best weights of Checkpoint/; prints the accuracy and writes not
 import argparse
 from pathlib import Path
 
-from preprocess import UserError, load_dataset, load_split, reading, run_main
-from training import (  # ahead of keras, to hush it
-    Batches,
-    add_folders,
-    checkpoints,
-    is_whole,
-    load_columns,
-    load_weights,
-)
+from preprocess import UserError, crc32, load_dataset, load_split, reading, run_main
+from training import Batches, add_folders, best_first, is_intact, load_class_names, load_run
 
-from keras.models import Sequential, model_from_json
+from keras.models import Sequential, model_from_json  # after training, which hushes keras
 from sklearn.metrics import accuracy_score, confusion_matrix
 
 
@@ -29,20 +22,19 @@ def main(argv=None):
     dataset = load_dataset(options.numpy_folder)
     images, labels = load_split(options.numpy_folder, "test", dataset)
 
-    columns = load_columns(options.weights_full)
-    if columns != dataset["columns"]:
-        raise UserError(
-            f"the network reads {' '.join(columns)}, "
-            f"the data holds {' '.join(dataset['columns'])}: run training.py on this data"
-        )
-    model = load_model(options.weights_full / "model.json")
+    network = load_class_names(options.weights_full)
+    if options.weights:
+        weights, run, epoch = options.weights, *origin(options.weights)
+    else:
+        weights, run, epoch = best_weights(options.checkpoint, options.weights_full, network)
+    check_columns((run or network)["columns"], dataset)
+    check_data(weights, run, dataset, named=options.weights)
+
+    model = load_model(options.weights_full, network)
     model.summary()
-    final = options.weights_full / "model_weights.h5"
-    trained = load_weights(model, final)
-    best = options.weights or best_weights(final, trained, options.checkpoint, dataset)
-    if best != final:
-        trained = load_weights(model, best)
-    print_weights(best, trained, dataset)
+    with reading(weights, "training.py"):
+        model.load_weights(weights)
+    print_weights(weights, epoch)
 
     predicted = model.predict(Batches(images, labels, 32), verbose=0).argmax(axis=1)
     expected = labels.argmax(axis=1)
@@ -62,39 +54,11 @@ def parse_options(argv):
     return parser.parse_args(argv)
 
 
-def load_model(path):
-    """The network of model.json, with no weights yet."""
-    with reading(path, "training.py"):
-        model = model_from_json(path.read_text(encoding="utf-8"))
-        if not isinstance(model, Sequential):
-            raise TypeError("no Sequential network")
-    return model
-
-
-def best_weights(final, trained, checkpoint_folder, dataset):
-    """The checkpoint with the lowest val_loss of the run that ended in `final`, else `final`.
-
-    trained is what `read_run` tells of `final`.
-    """
-    settings = trained["settings"]
-    if settings["data"] != dataset["files"]:
-        raise UserError(
-            f"{final} was trained on other data than this, which may hold test images of now: "
-            "run training.py, or name the weights with --weights"
-        )
-    found = checkpoints(checkpoint_folder)
-    for path, run in sorted(found, key=lambda each: each[1]["history"][-1]["val_loss"]):
-        if run["settings"] == settings and is_whole(path, run):
-            return path
-    return final
-
-
-def print_weights(path, trained, dataset):
-    """Say which weights are tested; trained is what `read_run` tells of them."""
-    last = trained["history"][-1]
-    print(f"weights {path}: epoch {last['epoch']}, val_loss {last['val_loss']:.4g}")
-    if trained["settings"]["data"] != dataset["files"]:
-        print("these were trained on other data, which may hold some of the test images")
+def print_weights(path, epoch):
+    if epoch:
+        print(f"weights {path}: epoch {epoch['epoch']}, val_loss {epoch['val_loss']:.4g}")
+    else:
+        print(f"weights {path}: nothing beside them says what they were trained on")
 
 
 def print_classes(columns, expected, predicted):
@@ -103,6 +67,79 @@ def print_classes(columns, expected, predicted):
     for index, total in enumerate(confusion.sum(axis=1)):
         if total:
             print(f"{columns[index]}  {confusion[index, index]}/{total}")
+
+
+# ---- the network and its weights ----
+
+
+def load_model(folder, network):
+    """The network of model.json, with no weights yet; network: class_names.json."""
+    path = folder / "model.json"
+    with reading(path, "training.py"):
+        if crc32(path) != network["files"]["model.json"]:
+            raise ValueError("CRC-32 does not fit")
+        model = model_from_json(path.read_text(encoding="utf-8"))
+        if not isinstance(model, Sequential):
+            raise TypeError("no Sequential network")
+    return model
+
+
+def best_weights(checkpoint, weights_full, network):
+    """(file, what is known of its run, its epoch): the lowest val_loss of the run of `network`,
+    which is class_names.json; without checkpoints of that run, its last weights."""
+    run = load_run(checkpoint) if (checkpoint / "run.json").exists() else {"settings": None}
+    if run["settings"] == network["settings"]:
+        rows = best_first(run["epochs"])
+        intact = next((row for row in rows if is_intact(checkpoint, row)), None)
+        if rows and intact != rows[0]:
+            print(f"ignored: {checkpoint / rows[0]['file']} is missing or damaged")
+        if intact:
+            return checkpoint / intact["file"], run, intact
+    if not network["last"]:
+        raise UserError(f"{weights_full} has no trained weights yet: run training.py")
+    final = weights_full / "model_weights.h5"
+    return final, *origin(final)
+
+
+def origin(path):
+    """(what is known of the run, the epoch) of a file of weights, as the JSON beside it tells.
+
+    (None, None) of weights that stand alone; a UserError if the file is not what the JSON lists.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing, or no file")
+    listed = {}  # name: (CRC-32, what is known, the epoch)
+    if (path.parent / "run.json").exists():
+        run = load_run(path.parent)
+        listed |= {row["file"]: (row["crc32"], run, row) for row in run["epochs"]}
+    if (path.parent / "class_names.json").exists():
+        network = load_class_names(path.parent)
+        listed |= {name: (crc, network, network["last"]) for name, crc in network["files"].items()}
+    checksum, run, epoch = listed.get(path.name, (None, None, None))
+    with reading(path, "training.py"):
+        if checksum and checksum != crc32(path):
+            raise ValueError("CRC-32 does not fit")
+    return run, epoch
+
+
+def check_columns(columns, dataset):
+    """Refuse a network that has other outputs than the data has columns."""
+    if columns != dataset["columns"]:
+        raise UserError(
+            f"the network reads {' '.join(columns)}, "
+            f"the data holds {' '.join(dataset['columns'])}: run training.py on this data"
+        )
+
+
+def check_data(path, run, dataset, named):
+    """Refuse weights of other data, which may hold test images of now, unless they are named."""
+    if run and run["settings"]["data"] != dataset["files"]:
+        if not named:
+            raise UserError(
+                f"{path} was trained on other data than this, which may hold test images of now: "
+                "run training.py, or name the weights with --weights"
+            )
+        print("these weights were trained on other data, which may hold some of the test images")
 
 
 if __name__ == "__main__":

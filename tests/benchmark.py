@@ -90,7 +90,10 @@ def print_machine():
 
 
 def case(options, times):
-    """A folder to run the scripts in, with `times` as many photographs in asl_data/new/."""
+    """A folder to run the scripts in, with `times` as many photographs in asl_data/new/.
+
+    No two are the same file: each copy has its number behind the end of the picture.
+    """
     folder = options.work / f"times_{times}"
     new = folder / "asl_data" / "new"
     if not new.exists():
@@ -98,7 +101,8 @@ def case(options, times):
         if times > 1:
             for path in (case(options, 1) / "asl_data" / "new").iterdir():
                 for copy in range(times):
-                    (new / f"{path.stem}_{copy}{path.suffix}").hardlink_to(path)
+                    data = path.read_bytes() + b"%d" % copy
+                    (new / f"{path.stem}_{copy}{path.suffix}").write_bytes(data)
         elif options.data:
             unpack(options.data, new)
         else:
@@ -138,6 +142,10 @@ def training_run(folder, precision, epochs="1"):
 
 def testing(folder, precision):
     return ours("test.py", folder, *network(folder, precision))
+
+
+def is_trained(folder, precision):
+    return (folder / "ours" / precision / "Weights_Full" / "model_weights.h5").exists()
 
 
 def article(options, name, *more):
@@ -199,8 +207,9 @@ def row(what, seconds, images=None, runs=(), first=(), take=None):
 
 
 def epoch_seconds(run):
-    """Seconds of the last epoch, validation included, in the output of either training.py."""
-    return float(re.findall(r"(?:epoch \d/\d: |188/188 - )([\d.]+) ?s", run.output)[-1])
+    """Seconds of the last epoch, validation and checkpoint included, whole ones, as keras prints
+    them for either training.py. Where an epoch takes few, on a GPU, see the part device."""
+    return float(re.findall(r"^\d+/\d+ - (\d+)s", run.output, re.MULTILINE)[-1])
 
 
 # ---- the parts ----
@@ -225,7 +234,7 @@ def part_training(options):
 
 def part_test(options):
     folder = arrays(options)
-    if not (folder / "ours" / PRECISIONS[-1] / "Weights_Full").exists():
+    if not is_trained(folder, PRECISIONS[-1]):
         part_training(options)
     commands = article(options, "test.py", "scaled")
     commands |= {f"ours, {precision}": testing(folder, precision) for precision in PRECISIONS}
@@ -235,8 +244,8 @@ def part_test(options):
 def part_start(options):
     """Seconds to the first line of output."""
     folder = arrays(options)
-    if not (folder / "ours" / "float32" / "Weights_Full").exists():
-        part_training(options)
+    if not is_trained(folder, "float32"):
+        run(training_run(folder, "float32"), folder)
     python = [sys.executable, "-u", "-c"]
     commands = {
         "import cv2, numpy, tqdm": [*python, "import cv2, numpy, tqdm; print()"],
@@ -253,9 +262,11 @@ def first_line(command):
     begin = time.perf_counter()
     command = [command[0], "-u", *command[1:]]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        process.stdout.readline()
+        line = process.stdout.readline()
         seconds = time.perf_counter() - begin
         process.kill()
+    if not line:
+        sys.exit(f"{' '.join(map(str, command))}\nended without a line of output")
     return seconds
 
 
@@ -298,11 +309,12 @@ def part_checkpoint(options):
     """What the writing of a checkpoint takes."""
     import training
 
-    settings = {"data": preprocess.load_dataset(arrays(options) / "ours" / "Numpy_folder")["files"]}
+    dataset = preprocess.load_dataset(arrays(options) / "ours" / "Numpy_folder")
     logs = dict(accuracy=0, loss=0, val_accuracy=0, val_loss=0)
     model = compiled()
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
-        callback = training.Checkpoint(Path(folder), settings, [])
+        folders = ["--checkpoint", folder, "--weights-full", folder]
+        callback = training.Run(training.parse_options(folders), dataset)
         callback.set_model(model)
         seconds = [timed(lambda: callback.on_epoch_end(0, logs)) for _ in range(options.rounds)]
     row("checkpoint", seconds)
@@ -326,8 +338,8 @@ def part_feed(options):
 
 def part_limits(options):
     """What a step can't be faster than on this machine, and how far it is from that."""
-    photographs = sorted((case(options, 1) / "asl_data" / "new").iterdir())
-    print_limit("preprocess, ours", decoding(photographs) + writing(options.work, len(photographs)))
+    source = preprocess.Folder(case(options, 1) / "asl_data" / "new")
+    print_limit("preprocess, ours", decoding(source) + writing(options.work, len(source.names)))
     model = compiled()
     forward = flop(model)
     for precision, dtype in zip(PRECISIONS, ("float32", "bfloat16")):
@@ -343,12 +355,12 @@ def print_limit(what, seconds):
     row(f"limit of {what}{ratio}", [seconds])
 
 
-def decoding(photographs):
+def decoding(source):
     """Seconds to decode and resize, in one thread a core, each with a share of its own."""
     cores = os.cpu_count()
-    shares = [photographs[core::cores] for core in range(cores)]
+    shares = [source.names[core::cores] for core in range(cores)]
     with ThreadPoolExecutor(cores) as pool:
-        read = partial(preprocess.read_images, Path.read_bytes)
+        read = partial(preprocess.read_block, source)
         return timed(lambda: list(pool.map(read, shares)))
 
 
@@ -465,7 +477,7 @@ def epochs(model, train, validation, number):
         epochs=number,
         shuffle=False,
         verbose=0,
-        callbacks=[clock, training.Shuffle(train, 0), training.Speed(6000, print_line=False)],
+        callbacks=[clock, training.Chance(train, 0), training.Speed(6000)],
     )
     busy = "unknown"
     for process in sampling:

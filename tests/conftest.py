@@ -1,13 +1,16 @@
 """What the tests share: the drawn images, a data set of them, a network trained on it."""
 
 import importlib.util
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 # What is compared bit for bit and line by line is TensorFlow's on a CPU.
@@ -19,14 +22,15 @@ sys.path.insert(0, str(ROOT))
 
 import preprocess  # noqa: E402
 
+ARRAYS = [f"{split}_{kind}.npy" for split in preprocess.SPLITS for kind in ("set", "classes")]
 TRAINING = ("--epochs", "3", "--batch-size", "8", "--learning-rate", "0.01", "--momentum", "0.9")
 
 
 def script(name, *arguments, cwd=ROOT, **options):
     """Run a script as a user does; return the finished process with its output as text."""
     command = [sys.executable, ROOT / name, *arguments]
-    options = {"capture_output": True, "text": True, "encoding": "utf-8"} | options
-    return subprocess.run(command, cwd=cwd, env=environment(), **options)
+    defaults = {"capture_output": True, "text": True, "encoding": "utf-8", "timeout": 600}
+    return subprocess.run(command, cwd=cwd, env=environment(), **(defaults | options))
 
 
 def environment():
@@ -42,10 +46,20 @@ def load_script(path):
     return module
 
 
+def wait_until(condition, process=None, seconds=60):
+    """Return when condition() is true; fail when the time is over or the process has ended."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process is None or process.poll() is None, f"ended with {process.returncode}"
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.001)
+
+
 def stop(process):
     """Stop a process in its tracks; return when it has stopped."""
     process.send_signal(signal.SIGSTOP)
-    os.waitpid(process.pid, os.WUNTRACED)
+    state = os.WSTOPPED | os.WNOHANG
+    wait_until(lambda: os.waitid(os.P_PID, process.pid, state), process)
 
 
 def folder_options(folder):
@@ -58,11 +72,54 @@ def load(folder, split):
     return preprocess.load_split(folder, split, preprocess.load_dataset(folder))
 
 
+def make(folder, *arguments):
+    """Run preprocess.main into a folder; return {name: array} and dataset.json."""
+    preprocess.main([*map(str, arguments), "--numpy-folder", str(folder)])
+    arrays = {name: np.load(folder / name) for name in ARRAYS}
+    return arrays, json.loads((folder / "dataset.json").read_text())
+
+
+def equal(some, others):
+    return all(np.array_equal(some[name], others[name]) for name in ARRAYS)
+
+
+def contents(folder):
+    """{name: bytes} of all files below a folder, but the empty file of the lock."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def copy_images(drawings, folder, name):
+    """Copy the drawings, each under name(letter, number)."""
+    for path in drawings.iterdir():
+        target = folder / name(*path.stem.split("_"))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def drawings(tmp_path_factory):
     """A folder of 12 drawings of each letter: A_1.jpg ... C_12.jpg."""
     folder = tmp_path_factory.mktemp("drawings")
     script("asl_data/draw_hands.py", "--output", folder, "--count", "12", check=True)
+    return folder
+
+
+@pytest.fixture
+def kaggle(drawings, tmp_path):
+    """The Kaggle folders, with images and files that are not part of them."""
+    folder = tmp_path / "kaggle"
+    train = "asl_alphabet_train/asl_alphabet_train"
+    copy_images(drawings, folder, lambda label, number: f"{train}/{label}/{label}{number}.jpg")
+    test = folder / "asl_alphabet_test/asl_alphabet_test/A_test.jpg"
+    test.parent.mkdir(parents=True)
+    shutil.copy(drawings / "A_1.jpg", test)
+    (folder / train / "A" / "notes.txt").write_text("not an image")
+    (folder / train / "A" / "._A1.jpg").write_text("a leftover of macOS")
     return folder
 
 
@@ -96,6 +153,35 @@ def replace(path, data):
     """Write bytes as a new file of the same name."""
     path.unlink()
     path.write_bytes(data)
+
+
+@pytest.fixture
+def start():
+    """A function that starts a command; what still runs, or is stopped, ends with the test."""
+    processes = []
+
+    def popen(command, **options):
+        options = {"stdout": subprocess.DEVNULL} | options
+        processes.append(subprocess.Popen(command, env=environment(), **options))
+        return processes[-1]
+
+    yield popen
+    for process in processes:
+        process.kill()
+        process.wait(timeout=60)
+
+
+@pytest.fixture
+def start_stopped(start):
+    """A function that starts a command and stops it in its tracks when a path exists."""
+
+    def popen(command, path, **options):
+        process = start(command, **options)
+        wait_until(path.exists, process)
+        stop(process)
+        return process
+
+    return popen
 
 
 @pytest.fixture

@@ -26,18 +26,17 @@ def weights(output):
     return re.search("^weights .*/(.*): epoch", output, re.MULTILINE)[1]
 
 
-def change_run(path, change):
-    """Let a function change what training.py says of a checkpoint."""
-    replace(path, path.read_bytes())
-    with h5py.File(path, "r+") as file:
-        run = preprocess.unsealed(file["run"][()])
-        change(run)
-        del file["run"]
-        file["run"] = preprocess.sealed(run)
+def change_run(folder, change):
+    """Let a function change what run.json says."""
+    path = folder / "Checkpoint" / "run.json"
+    run = training.load_run(path.parent)
+    change(run)
+    replace(path, b"")
+    preprocess.write_json(path, run)
 
 
-def set_val_loss(path, val_loss):
-    change_run(path, lambda run: run["history"][-1].update(val_loss=val_loss))
+def set_val_loss(folder, epoch, val_loss):
+    change_run(folder, lambda run: run["epochs"][epoch].update(val_loss=val_loss))
 
 
 def checkpoints(folder):
@@ -69,33 +68,62 @@ def test_accuracy_is_that_of_the_weights(dataset, trained, capsys):
 
 @pytest.mark.parametrize("best", [0, 1, 2])
 def test_takes_the_lowest_val_loss_in_full_precision(dataset, copy, capsys, best):
-    for number, path in enumerate(checkpoints(copy)):
-        set_val_loss(path, 0.123456 - 1e-6 * (number == best))
+    for number in range(3):
+        set_val_loss(copy, number, 0.123456 - 1e-6 * (number == best))
     run_test(dataset, copy)
     assert weights(capsys.readouterr().out) == checkpoints(copy)[best].name
 
 
 def test_checkpoints_of_another_run_do_not_count(dataset, copy, capsys):
-    path = checkpoints(copy)[0]
-    set_val_loss(path, 0.0)
+    set_val_loss(copy, 0, 0.0)
     run_test(dataset, copy)
-    assert weights(capsys.readouterr().out) == path.name
-    change_run(path, lambda run: run["settings"].update(seed=77))
+    assert weights(capsys.readouterr().out) == checkpoints(copy)[0].name
+    change_run(copy, lambda run: run["settings"].update(seed=77))
     run_test(dataset, copy)
-    assert weights(capsys.readouterr().out) != path.name
+    assert weights(capsys.readouterr().out) == "model_weights.h5"
 
 
-def test_a_damaged_checkpoint_is_left_aside(dataset, copy, capsys):
+def test_a_damaged_checkpoint_is_ignored(dataset, copy, capsys):
     best, last = checkpoints(copy)[0], checkpoints(copy)[2]
-    set_val_loss(best, 0.0)
-    set_val_loss(last, 0.001)
+    set_val_loss(copy, 0, 0.0)
+    set_val_loss(copy, 2, 0.001)
+    replace(best, best.read_bytes())
     with h5py.File(best, "r+") as file:
         file["optimizer_weights"].attrs["more"] = 1
     run_test(dataset, copy)
     output = capsys.readouterr().out
-    assert f"left aside: {best} is damaged or foreign" in output and weights(output) == last.name
+    assert f"ignored: {best} is missing or damaged" in output and weights(output) == last.name
     with pytest.raises(preprocess.UserError, match=f"{best.name} is damaged or foreign"):
         run_test(dataset, copy, "--weights", best)
+
+
+def test_a_run_that_was_cut_off_is_tested_as_it_stands(dataset, copy, tmp_path, capsys):
+    """After its first epoch, before any final weights."""
+    (copy / "Weights_Full" / "model_weights.h5").unlink()
+    network = training.load_class_names(copy / "Weights_Full")
+    del network["files"]["model_weights.h5"]
+    path = copy / "Weights_Full" / "class_names.json"
+    replace(path, b"")
+    preprocess.write_json(path, network | {"last": None})
+    run_test(dataset, copy)
+    assert weights(capsys.readouterr().out).startswith("weights.0")
+    shutil.rmtree(copy / "Checkpoint")
+    with pytest.raises(preprocess.UserError, match="no trained weights yet: run training.py"):
+        run_test(dataset, copy)
+
+
+def test_weights_that_stand_alone(dataset, copy, tmp_path, capsys):
+    """Any file that fits the network is taken; what it was trained on is not known."""
+    alone = tmp_path / "somewhere.hdf5"
+    alone.hardlink_to(checkpoints(copy)[0])
+    run_test(dataset, copy, "--weights", alone)
+    assert f"weights {alone}: nothing beside them says what" in capsys.readouterr().out
+    alone.unlink()
+    alone.write_bytes(b"no HDF5")
+    with pytest.raises(preprocess.UserError, match="somewhere.hdf5 is damaged or foreign"):
+        run_test(dataset, copy, "--weights", alone)
+    with pytest.raises(preprocess.UserError, match="nowhere.hdf5 is missing, or no file"):
+        run_test(dataset, copy, "--weights", tmp_path / "nowhere.hdf5")
 
 
 def test_without_checkpoints_the_last_weights_stay(dataset, copy, capsys):
@@ -118,6 +146,7 @@ def test_other_data_is_refused_unless_the_weights_are_named(drawings, copy, tmp_
 @pytest.mark.parametrize("name", ["model.json", "model_weights.h5", "class_names.json"])
 def test_final_files_that_are_damaged(dataset, copy, name, kind):
     path = copy / "Weights_Full" / name
+    shutil.rmtree(copy / "Checkpoint")  # or the best checkpoint is tested in their place
     data = path.read_bytes()
     changed = data.replace(b'"B"', b'"V"').replace(b"conv2d_1", b"conv2d_2").replace(b"0.", b"1.")
     harms = {"empty": b"", "truncated": data[: len(data) // 2], "changed": changed}
@@ -165,9 +194,10 @@ def test_model_json_is_never_executed(dataset, copy, tmp_path, kind):
     replace(network, json.dumps(config).encode())
     with pytest.raises(preprocess.UserError, match="model.json is damaged or foreign .CRC-32"):
         run_test(dataset, copy)
-    facts = preprocess.unsealed(names.read_text())
-    facts["model.json"] = preprocess.crc32(network)
-    replace(names, preprocess.sealed(facts).encode())
+    facts = training.load_class_names(names.parent)
+    facts["files"]["model.json"] = preprocess.crc32(network)
+    replace(names, b"")
+    preprocess.write_json(names, facts)
     if kind != "another activation":
         with pytest.raises(preprocess.UserError, match="model.json is damaged or foreign"):
             run_test(dataset, copy)

@@ -2,6 +2,7 @@
 
 import csv
 import ctypes
+import filecmp
 import json
 import math
 import random
@@ -33,48 +34,39 @@ from conftest import (
 import preprocess
 import training
 
-# The article's model.add(...) calls, in their order.
-ARTICLE = """
-Conv2D(filters=96, input_shape=(224,224,3), kernel_size=(11,11),strides=(4,4), padding='valid')
-Activation('relu')
-MaxPooling2D(pool_size=(2,2), strides=(2,2), padding='valid')
-BatchNormalization()
-Conv2D(filters=256, kernel_size=(11,11), strides=(1,1), padding='valid')
-Activation('relu')
-MaxPooling2D(pool_size=(2,2), strides=(2,2), padding='valid')
-BatchNormalization()
-Conv2D(filters=384, kernel_size=(3,3), strides=(1,1), padding='valid')
-Activation('relu')
-BatchNormalization()
-Conv2D(filters=384, kernel_size=(3,3), strides=(1,1), padding='valid')
-Activation('relu')
-BatchNormalization()
-Conv2D(filters=256, kernel_size=(3,3), strides=(1,1), padding='valid')
-Activation('relu')
-MaxPooling2D(pool_size=(2,2), strides=(2,2), padding='valid')
-BatchNormalization()
-Flatten()
-Dense(4096, input_shape=(224*224*3,))
-Activation('relu')
-Dropout(0.4)
-BatchNormalization()
-Dense(4096)
-Activation('relu')
-Dropout(0.6)
-BatchNormalization()
-Dense(1000)
-Activation('relu')
-Dropout(0.5)
-BatchNormalization()
-Dense(24)
-Activation('softmax')
-""".split("\n")[1:-1]
+# The article's layers: kind and, where it has them, sizes, strides, units or rate.
+ARTICLE = [
+    *(("conv", 96, 11, 4), ("relu",), ("pool", 2, 2), ("norm",)),
+    *(("conv", 256, 11, 1), ("relu",), ("pool", 2, 2), ("norm",)),
+    *(("conv", 384, 3, 1), ("relu",), ("norm",)),
+    *(("conv", 384, 3, 1), ("relu",), ("norm",)),
+    *(("conv", 256, 3, 1), ("relu",), ("pool", 2, 2), ("norm",)),
+    ("flatten",),
+    *(("dense", 4096), ("relu",), ("dropout", 0.4), ("norm",)),
+    *(("dense", 4096), ("relu",), ("dropout", 0.6), ("norm",)),
+    *(("dense", 1000), ("relu",), ("dropout", 0.5), ("norm",)),
+    *(("dense", 24), ("softmax",)),
+]
+
+
+def article_layer(kind, *facts):
+    """A layer of the table as Keras makes it with all else left to its defaults."""
+    layers = keras.layers
+    if kind == "conv":
+        filters, size, stride = facts
+        return layers.Conv2D(filters, (size, size), strides=(stride, stride), padding="valid")
+    if kind == "pool":
+        size, stride = facts
+        return layers.MaxPooling2D((size, size), strides=(stride, stride), padding="valid")
+    if kind in ("relu", "softmax"):
+        return layers.Activation(kind)
+    kinds = {"norm": layers.BatchNormalization, "flatten": layers.Flatten}
+    kinds |= {"dense": layers.Dense, "dropout": layers.Dropout}
+    return kinds[kind](*facts)
 
 
 def article_layers():
-    """The article's layers, made by its own code; today's Input stands for its input_shape."""
-    calls = [re.sub(r",? ?input_shape=\([\d,*]*\)", "", call) for call in ARTICLE]
-    return [eval(call, vars(keras.layers).copy()) for call in calls]
+    return [article_layer(*facts) for facts in ARTICLE]
 
 
 @pytest.fixture
@@ -90,22 +82,28 @@ def model():
 def test_layers_are_the_articles(model):
     assert isinstance(model.layers[0], keras.layers.Rescaling) and model.layers[0].scale == 1 / 255
     for ours, theirs in zip(model.layers[1:], article_layers(), strict=True):
-        assert type(ours) is type(theirs)
-        free = ("name", "seed", "dtype", "batch_input_shape")
-        configs = [
-            {key: value for key, value in layer.get_config().items() if key not in free}
-            for layer in (ours, theirs)
-        ]
-        assert configs[0] == configs[1]
+        assert same_layer(ours, theirs)
+
+
+def same_layer(*layers):
+    free = ("name", "seed", "dtype", "batch_input_shape")
+    first, other = (
+        {key: value for key, value in layer.get_config().items() if key not in free}
+        for layer in layers
+    )
+    return type(layers[0]) is type(layers[1]) and first == other
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the article is not on this machine")
-def test_the_list_above_is_the_articles():
+def test_the_table_above_is_the_articles():
     text = (SHARED / "article" / "article.fr.md").read_text(encoding="utf-8")
     text = text[text.index("# training.py") : text.index("# test.py")]
     calls = re.findall(r"model\.add\((.*?\))\)(?=model|#|$| *\n)", text, flags=re.MULTILINE)
     calls = [call for line in calls for call in line.split(")model.add(")]
-    assert [call.replace(" ", "") for call in calls] == [call.replace(" ", "") for call in ARTICLE]
+    calls = [re.sub(r",? ?input_shape=\([\d,*]*\)", "", call) for call in calls]
+    theirs = [eval(call, vars(keras.layers).copy()) for call in calls]
+    for ours, layer in zip(article_layers(), theirs, strict=True):
+        assert same_layer(ours, layer)
 
 
 def test_sizes_and_parameters(model):
@@ -138,7 +136,11 @@ def test_batches_are_a_new_order_each_epoch():
     batches = training.Batches(images, images.astype("float32"), 8)
     orders = []
     for seed, epoch in [(0, 0), (0, 1), (1, 0), (0, 0)]:
-        training.Shuffle(batches, seed).on_epoch_begin(epoch)
+        chance = training.Chance(batches, seed)
+        chance.set_model(keras.Sequential([keras.layers.Dropout(0.5, seed=1)]))
+        chance.on_epoch_begin(epoch)
+        state = chance.model.layers[0].seed_generator.state.numpy().tolist()
+        assert state == [1, 3 * epoch]
         rows = [batches[i][0] for i in range(len(batches))]
         assert [len(part) for part in rows] == [8, 8, 4] and rows[0].dtype == np.uint8
         orders.append(np.concatenate(rows)[:, 0].tolist())
@@ -160,8 +162,8 @@ def test_fit_sees_the_order_of_each_epoch():
     batches = Spy(images, images.astype("float32"), 8)
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     model.compile(loss="mse", optimizer="sgd")
-    shuffle = training.Shuffle(batches, 7)
-    model.fit(batches, epochs=3, shuffle=False, verbose=0, callbacks=[shuffle])
+    chance = training.Chance(batches, 7)
+    model.fit(batches, epochs=3, shuffle=False, verbose=0, callbacks=[chance])
     for epoch in range(3):
         expected = np.random.default_rng((7, epoch)).permutation(20).tolist()
         read = seen[len(seen) - 3 * (3 - epoch) :][:3]
@@ -197,12 +199,10 @@ def files(folder):
 
 
 def assert_same_run(folder, other):
-    """Bit for bit the same checkpoints, history and final files."""
+    """Bit for bit the same files."""
     assert files(folder).keys() == files(other).keys()
-    for path in folder.rglob("*.h*5"):
-        assert same_arrays(path, other / path.relative_to(folder)), path
-    for path in [*folder.rglob("*.csv"), *folder.rglob("*.json")]:
-        assert path.read_bytes() == (other / path.relative_to(folder)).read_bytes(), path
+    for name in files(folder):
+        assert filecmp.cmp(folder / name, other / name, shallow=False), name
 
 
 def history(folder):
@@ -215,7 +215,7 @@ def test_files_and_their_names(trained):
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     names = [f"weights.{int(r['epoch']):02d}-{float(r['val_loss']):.2f}.hdf5" for r in rows]
     final = {"model.json", "model_weights.h5", "class_names.json"}
-    expected = {f"Checkpoint/{name}" for name in (*names, "history.csv")}
+    expected = {f"Checkpoint/{name}" for name in (*names, "history.csv", "run.json")}
     assert files(trained).keys() == expected | {f"Weights_Full/{name}" for name in final}
     classes = json.loads((trained / "Weights_Full" / "class_names.json").read_text())
     assert classes["columns"] == list("ABCDEFGHIKLMNOPQRSTUVWXY")
@@ -226,7 +226,8 @@ def test_output(trained):
     output = (trained / "output.txt").read_text(encoding="utf-8")
     assert "Total params: 28,103,776" in output
     assert "train 24 images, validation 9\ndevice cpu:0, backend tensorflow, float32\n" in output
-    assert len(re.findall(r"^epoch \d/3: .* images/s [\d.]+$", output, flags=re.MULTILINE)) == 3
+    assert re.findall(r"^Epoch (\d)/3$", output, flags=re.MULTILINE) == ["1", "2", "3"]
+    assert len(re.findall(r"^3/3 - .* - images/s: [\d.]+$", output, flags=re.MULTILINE)) == 3
     assert output.endswith("Saved model to disk\n")
     assert "\b" not in output and "\r" not in output
 
@@ -272,8 +273,10 @@ def start_training(dataset, folder, stderr=subprocess.DEVNULL):
 
 
 def wait_for(pattern, folder, process):
+    deadline = time.monotonic() + 120
     while not list(folder.glob(pattern)):
         assert process.poll() is None, "training ended before"
+        assert time.monotonic() < deadline
         time.sleep(0.002)
 
 
@@ -292,13 +295,16 @@ def test_killed_and_run_again_equals_never_killed(dataset, trained, tmp_path, re
         else:
             time.sleep(draw.uniform(0, 8))
         process.kill()
-        process.communicate()
+        process.communicate(timeout=120)
         for name in files(folder):
             here, there = folder / name, trained / name
             if here.suffix in (".hdf5", ".h5") and ".partial" not in name:
-                assert same_arrays(here, there), name
-            elif ".partial" not in name:  # history.csv holds the epochs so far
+                assert filecmp.cmp(here, there, shallow=False), name
+            elif here.suffix == ".csv":  # holds the epochs so far
                 assert there.read_bytes().startswith(here.read_bytes()), name
+            elif here.name == "run.json":
+                run, whole = (training.load_run(path.parent) for path in (here, there))
+                assert run["epochs"] == whole["epochs"][: len(run["epochs"])]
         # A GPU does not repeat a val_loss, so what a kill left there keeps a name of its own.
         (folder / "Checkpoint").mkdir(parents=True, exist_ok=True)
         (folder / "Checkpoint" / ".partial-weights.02-9.99.hdf5").write_bytes(b"")
@@ -317,17 +323,17 @@ def test_two_runs_at_once(dataset, tmp_path):
     message = f"another run is at work in {tmp_path / 'Checkpoint'}: let it end first\n"
     assert done.stderr.endswith(f"training.py: {message}") and files(tmp_path) == before
     process.kill()
-    process.communicate()
+    process.communicate(timeout=120)
 
 
 def test_interrupted_says_how_to_go_on(dataset, trained, tmp_path):
-    process = start_training(dataset, tmp_path)
-    wait_for("Checkpoint/history.csv", tmp_path, process)
+    process = start_training(dataset, tmp_path, stderr=subprocess.PIPE)
+    wait_for("Checkpoint/run.json", tmp_path, process)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate()
+    _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    message = r"\nstopped: [12] epochs are kept; the same command goes on from there\n$"
-    assert re.search(message, output)
+    message = r"training.py: stopped: [12] epochs? kept; the same command goes on from there\n$"
+    assert re.search(message, said)
     train(dataset, tmp_path, check=True)
     assert_same_run(tmp_path, trained)
 
@@ -341,7 +347,7 @@ def test_finished_run_writes_what_is_missing(dataset, trained, copy):
 
 def test_more_epochs_go_on(dataset, trained, copy):
     done = train(dataset, copy, "--epochs", "4", check=True)
-    assert re.findall(r"^epoch (\d/\d)", done.stdout, flags=re.MULTILINE) == ["4/4"]
+    assert re.findall(r"^Epoch (\d/\d)", done.stdout, flags=re.MULTILINE) == ["4/4"]
     assert history(copy)[:3] == history(trained) and len(history(copy)) == 4
     assert not same_arrays(*(f / "Weights_Full/model_weights.h5" for f in (copy, trained)))
 
@@ -349,7 +355,7 @@ def test_more_epochs_go_on(dataset, trained, copy):
 def test_fresh_moves_the_old_run_aside(dataset, trained, copy):
     done = train(dataset, copy, "--fresh", "--epochs", "1", "--seed", "8", check=True)
     (old,) = (copy / "Checkpoint").glob("old-*")
-    assert f"moved 7 files of an earlier run to {old}\n" in done.stdout
+    assert f"moved 8 files of an earlier run to {old}\n" in done.stdout
     assert files(old) == {name.split("/")[1]: facts for name, facts in files(trained).items()}
     assert len(history(copy)) == 1
 
@@ -383,25 +389,31 @@ def test_other_data_is_refused(drawings, copy, tmp_path):
 
 
 def test_broken_and_foreign_checkpoints_do_not_count(dataset, trained, copy, capsys):
-    """Training goes on after the last whole one, and says which it left aside."""
+    """Training goes on after the last intact one that run.json lists, and says so."""
     names = sorted(path.name for path in (copy / "Checkpoint").glob("*.hdf5"))
     last = copy / "Checkpoint" / names[2]
     replace(last, last.read_bytes()[:50_000_000])
     (copy / "Checkpoint" / "weights.99-0.00.hdf5").write_bytes(b"not HDF5")
-    settings = training.read_run(copy / "Checkpoint" / names[0])["settings"]
-    path, run = training.last_checkpoint(copy / "Checkpoint", settings)
-    assert path.name == names[1] and len(run["history"]) == 2
-    output = capsys.readouterr().out
-    assert output.count("left aside: ") == 2 and names[2] in output and "weights.99" in output
+    assert [row["file"] for row in open_run(dataset, copy).epochs] == names[:2]
+    assert capsys.readouterr().out == f"ignored: {last} is missing or damaged\n"
     for name in names[:2]:
         replace(copy / "Checkpoint" / name, b"")
-    with pytest.raises(preprocess.UserError, match="no checkpoint in .* is whole; .*--fresh"):
-        training.last_checkpoint(copy / "Checkpoint", settings)
+    with pytest.raises(preprocess.UserError, match="no checkpoint in .* is intact .*--fresh"):
+        open_run(dataset, copy)
+    (copy / "Checkpoint" / "run.json").unlink()
+    with pytest.raises(preprocess.UserError, match="no checkpoint in .* is intact .*--fresh"):
+        open_run(dataset, copy)
+
+
+def open_run(dataset, folder, *arguments):
+    options = ["--numpy-folder", dataset, *folder_options(folder), *TRAINING, *arguments]
+    options = training.parse_options([str(option) for option in options])
+    return training.Run(options, preprocess.load_dataset(dataset))
 
 
 @pytest.mark.parametrize("kind", ["one bit", "nan", "shape", "dtype", "names"])
 def test_checkpoint_with_other_arrays(dataset, trained, copy, capsys, kind):
-    """Training goes on after the one before; test.py refuses the file."""
+    """Training goes on after the one before."""
     path = max((copy / "Checkpoint").glob("*.hdf5"))
     replace(path, path.read_bytes())
     with h5py.File(path, "r+") as file:
@@ -422,13 +434,40 @@ def test_checkpoint_with_other_arrays(dataset, trained, copy, capsys, kind):
             file["model_weights"].attrs["layer_names"] = names[::-1]
         del file[name]
         file[name] = array
-    settings = training.read_run(path)["settings"]
-    before, _ = training.last_checkpoint(copy / "Checkpoint", settings)
-    assert before.name[:10] == "weights.02"
-    said = f"left aside: {path} is damaged or foreign (CRC-32 does not fit): run training.py"
-    assert said in capsys.readouterr().out
-    with pytest.raises(preprocess.UserError, match="damaged or foreign"):
-        training.load_weights(training.build_model(24, 0), path)
+    assert open_run(dataset, copy).epochs[-1]["file"][:10] == "weights.02"
+    assert f"ignored: {path} is missing or damaged\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["empty", "cut", "changed"])
+def test_run_json_that_is_damaged(dataset, copy, kind):
+    path = copy / "Checkpoint" / "run.json"
+    text = path.read_text()
+    harms = {"empty": "", "cut": text[:300], "changed": text.replace("0.01", "0.02")}
+    replace(path, harms[kind].encode())
+    before = files(copy)
+    with pytest.raises(preprocess.UserError, match="run.json is damaged .*training.py --fresh"):
+        in_process(dataset, copy)
+    assert files(copy) == before
+
+
+def test_a_setting_of_later_times_had_its_default(dataset, copy):
+    """A run that began before an option was there goes on."""
+    path = copy / "Checkpoint" / "run.json"
+    run = training.load_run(path.parent)
+    del run["settings"]["seed"]
+    preprocess.write_json(path, run)
+    assert len(open_run(dataset, copy).epochs) == 3
+    with pytest.raises(preprocess.UserError, match="with seed 0, not 1;"):
+        open_run(dataset, copy, "--seed", "1")
+
+
+def test_the_network_of_another_run_is_not_overwritten(dataset, copy, tmp_path):
+    """Weights_Full/ of another run: refused, though Checkpoint/ is new."""
+    before = files(copy)
+    options = ("--checkpoint", str(tmp_path / "new"), "--learning-rate", "0.02")
+    with pytest.raises(preprocess.UserError, match="class_names.json is of a run with learning"):
+        in_process(dataset, copy, *options)
+    assert files(copy) == before
 
 
 def test_bfloat16_goes_on_exactly(dataset, tmp_path):
@@ -438,13 +477,19 @@ def test_bfloat16_goes_on_exactly(dataset, tmp_path):
         assert "backend tensorflow, mixed_bfloat16\n" in done.stdout
     assert_same_run(tmp_path / "resumed", tmp_path / "straight")
     final = arrays(tmp_path / "straight" / "Weights_Full" / "model_weights.h5")
-    final.pop("run")
     assert {array.dtype for array in final.values()} == {np.dtype("float32")}
+
+
+def small_run(folder, *arguments):
+    """A Run in a folder, of no data set."""
+    folders = ("--checkpoint", str(folder), "--weights-full", str(folder))
+    options = training.parse_options([*folders, *arguments])
+    return training.Run(options, {"classes": [], "columns": [], "files": {}})
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
 def test_all_state_is_restored(tmp_path, precision):
-    """Weights, optimizer and dropout; mixed_float16 wraps the optimizer to scale the loss. (The
+    """Weights and optimizer; mixed_float16 wraps the optimizer to scale the loss. (The
     network itself takes minutes in float16 on a CPU.)"""
 
     def make_small(seed):
@@ -465,14 +510,14 @@ def test_all_state_is_restored(tmp_path, precision):
         return model
 
     images, labels = np.ones((8, 4), "float32"), np.eye(2, dtype="float32")[[0, 1] * 4]
-    callback = training.Checkpoint(tmp_path, {}, [])
+    callback = small_run(tmp_path)
     first = make_small(1)
     options = {"validation_data": (images, labels), "verbose": 0, "batch_size": 2}
     first.fit(images, labels, epochs=2, callbacks=[callback], **options)
     second = make_small(2)
-    ((_, _), (path, run)) = training.checkpoints(tmp_path)
-    assert training.restore(second, path, run) == callback.history
-    for get in (lambda m: m.weights, lambda m: m.optimizer.variables, training.dropout_states):
+    path = tmp_path / callback.epochs[-1]["file"]
+    training.restore(second, path)
+    for get in (lambda m: m.weights, lambda m: m.optimizer.variables):
         assert len(get(first)) == len(get(second)) > 0
         for ours, theirs in zip(get(first), get(second)):
             assert np.array_equal(ours.numpy(), theirs.numpy()), ours.path
@@ -485,7 +530,7 @@ def test_all_state_is_restored(tmp_path, precision):
 
 def test_nan_stops_and_is_not_kept(tmp_path):
     """The best checkpoint can't be one of a loss that is no number."""
-    callback = training.Checkpoint(tmp_path, {}, [])
+    callback = small_run(tmp_path)
     for loss, val_loss in ((math.nan, 1.0), (1.0, math.nan), (math.inf, 1.0)):
         logs = {"loss": loss, "val_loss": val_loss}
         with pytest.raises(
@@ -513,7 +558,7 @@ def test_file_size_limit(dataset, tmp_path):
     done = train(dataset, tmp_path, **limit)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert re.search("training.py: .*; .*run", done.stderr.splitlines()[-1])
-    assert files(tmp_path) == {}
+    assert not list(tmp_path.rglob("*5"))
 
 
 def test_no_room(dataset, trained, tmp_path, small_disk):
@@ -531,7 +576,7 @@ def test_no_room(dataset, trained, tmp_path, small_disk):
         stop(process)
         subprocess.run(["fallocate", "-l", "600m", disk / "filler"], check=True)
         process.send_signal(signal.SIGCONT)
-        process.communicate()
+        process.communicate(timeout=120)
         stderr.seek(0)
         said = stderr.read()
     assert process.returncode == 1 and "Traceback" not in said
@@ -556,16 +601,26 @@ def test_no_room(dataset, trained, tmp_path, small_disk):
 )
 def test_room_to_train(tmp_path, monkeypatch, epochs, keep, momentum, files_to_come):
     """What is to come after three epochs, of which two files (with --keep) or all still stand."""
-    rows = [{"epoch": epoch, "val_loss": 0.5} for epoch in range(1, epochs - 49 if not keep else 4)]
+    rows = [
+        {"epoch": epoch, "val_loss": 0.5, "file": f"{epoch}.hdf5"}
+        for epoch in range(1, epochs - 49 if not keep else 4)
+    ]
     for row in rows[-2:]:
-        training.checkpoint_path(tmp_path, row).touch()
+        (tmp_path / row["file"]).touch()
     asked = {}
     monkeypatch.setattr(
-        training, "check_room", lambda folder, size, *cure: asked.update({folder: size})
+        training, "check_room", lambda folder, size, *remedy: asked.update({folder: size})
     )
-    options = Namespace(epochs=epochs, keep=keep, momentum=momentum)
-    options.checkpoint, options.weights_full = tmp_path, tmp_path / "final"
-    training.check_room_to_train(Namespace(count_params=lambda: 1000), options, rows)
+    arguments = ["--epochs", str(epochs), "--momentum", str(momentum)]
+    arguments += ["--weights-full", str(tmp_path / "final")] + ["--keep", str(keep)] * bool(keep)
+    (tmp_path / "final").mkdir()
+    folders = ("--checkpoint", str(tmp_path))
+    run = training.Run(
+        training.parse_options([*folders, *arguments, "--fresh"]),
+        {"classes": [], "columns": [], "files": {}},
+    )
+    run.epochs = rows
+    run.check_room(Namespace(count_params=lambda: 1000))
     assert asked == {tmp_path: 4000 * (files_to_come + 1), tmp_path / "final": 4000}
 
 
@@ -618,7 +673,7 @@ def test_keep_the_best(tmp_path):
     """Whatever its place; val_losses that look alike in the names are told apart."""
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     model.compile(loss="mse", optimizer="sgd")
-    callback = training.Checkpoint(tmp_path, {}, [], keep=2)
+    callback = small_run(tmp_path, "--keep", "2")
     callback.set_model(model)
     for epoch, val_loss in enumerate([0.9, 0.101, 0.1009, 0.102, 0.103, 0.104]):
         callback.on_epoch_end(epoch, dict(accuracy=0, loss=0, val_accuracy=0, val_loss=val_loss))
