@@ -329,7 +329,8 @@ def write_splits(folder, source, listing, columns, train_count, validation_count
             return splits, skipped
         print(f"skipped {len(bad):,} that can't be read: {shown(bad)}; splitting again")
         skipped += bad
-        listing = [(name, label) for name, label in listing if name not in set(bad)]
+        bad = set(bad)
+        listing = [(name, label) for name, label in listing if name not in bad]
 
 
 def write_arrays(folder, source, splits, columns):

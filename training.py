@@ -289,13 +289,15 @@ class Run(keras.callbacks.Callback):
 
     def open(self):
         """Take the epochs up to the last one whose file is intact."""
-        listed = load_run(self.folder)["epochs"] if (self.folder / "run.json").exists() else []
+        known = (self.folder / "run.json").exists()
+        listed = load_run(self.folder)["epochs"] if known else []
         self.epochs = list(listed)
         while self.epochs and not is_intact(self.folder, self.epochs[-1]):
             self.epochs.pop()
         if len(self.epochs) < len(listed):
             print(f"ignored: {self.folder / listed[-1]['file']} is missing or damaged")
-        if not self.epochs and (listed or list(self.folder.glob(CHECKPOINTS))):
+        # A file that run.json does not list may be of a run that was killed before it could.
+        if not self.epochs and (listed or not known and list(self.folder.glob(CHECKPOINTS))):
             raise UserError(
                 f"no checkpoint in {self.folder} is intact and listed in its run.json; "
                 "start over with --fresh"
@@ -310,7 +312,7 @@ class Run(keras.callbacks.Callback):
             path = self.folder / self.epochs[-1]["file"]
             restore(model, path)
             print(f"{path} restored")
-            self.write()  # a kill may have come between the two files
+        self.write()  # so that the first checkpoint, too, is of a run that is known
 
     def check_room(self, model):
         """Refuse to begin what would end on a full disk."""
