@@ -1,5 +1,7 @@
 """What the tests share: the drawn images, a data set of them, a network trained on it."""
 
+import csv
+import filecmp
 import importlib.util
 import json
 import os
@@ -10,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -199,6 +202,78 @@ def small_disk(tmp_path):
 
     yield mount
     subprocess.run(["umount", "--lazy", folder])
+
+
+# ---- runs of training.py, and what they leave ----
+
+
+def same_arrays(some, others):
+    some, others = arrays(some), arrays(others)
+    return some.keys() == others.keys() and all(np.array_equal(some[k], others[k]) for k in some)
+
+
+def arrays(path):
+    """{name: array} of all that an HDF5 file holds."""
+    found = {}
+    with h5py.File(path, "r") as file:
+        file.visititems(
+            lambda name, item: found.update({name: item[()]}) if hasattr(item, "shape") else None
+        )
+    return found
+
+
+def files(folder):
+    """{name: (size, time of the last change)} of what training.py left in a folder."""
+    return {
+        path.relative_to(folder).as_posix(): (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in ("output.txt", ".lock")
+    }
+
+
+def assert_same_run(folder, other):
+    """Bit for bit the same files."""
+    assert files(folder).keys() == files(other).keys()
+    for name in files(folder):
+        assert filecmp.cmp(folder / name, other / name, shallow=False), name
+
+
+def history(folder):
+    with open(folder / "Checkpoint" / "history.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def train(dataset, folder, *arguments, **options):
+    options = {"capture_output": True, "text": True, "encoding": "utf-8"} | options
+    arguments = ["--numpy-folder", dataset, *folder_options(folder), *TRAINING, *arguments]
+    return script("training.py", *arguments, **options)
+
+
+def start_training(dataset, folder, stderr=subprocess.DEVNULL):
+    command = [sys.executable, ROOT / "training.py", "--numpy-folder", dataset]
+    return subprocess.Popen(
+        [*command, *folder_options(folder), *TRAINING],
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        env=environment(),
+        encoding="utf-8",
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as in a terminal
+    )
+
+
+def in_process(dataset, folder, *arguments):
+    import training  # keras takes seconds
+
+    options = ["--numpy-folder", dataset, *folder_options(folder), *TRAINING, *arguments]
+    training.main([str(option) for option in options])
+
+
+def open_run(dataset, folder, *arguments):
+    import training  # keras takes seconds
+
+    options = ["--numpy-folder", dataset, *folder_options(folder), *TRAINING, *arguments]
+    options = training.parse_options([str(option) for option in options])
+    return training.Run(options, preprocess.load_dataset(dataset))
 
 
 def pytest_addoption(parser):

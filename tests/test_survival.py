@@ -1,21 +1,44 @@
 """Runs that are killed, stopped or out of room, and files that are damaged afterwards."""
 
+import ctypes
 import errno
+import filecmp
 import json
+import math
 import random
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 
+import h5py
 import numpy as np
 import pytest
-from conftest import ARRAYS, ROOT, contents, equal, load, make, replace, script, wait_until
+from conftest import (
+    ARRAYS,
+    ROOT,
+    assert_same_run,
+    contents,
+    equal,
+    files,
+    in_process,
+    load,
+    make,
+    open_run,
+    replace,
+    script,
+    start_training,
+    stop,
+    train,
+    wait_until,
+)
 
 import preprocess
-
+import training
 
 # ---- all or nothing ----
 
@@ -232,3 +255,230 @@ def test_labels_that_were_changed(dataset, tmp_path):
     (tmp_path / "out" / "dataset.json").write_text(json.dumps(facts))
     with pytest.raises(preprocess.UserError, match="dataset.json is damaged .*CRC-32 does not fit"):
         load(tmp_path / "out", "train")
+
+
+# ---- training.py: the same harms ----
+
+
+def test_killed_and_run_again_equals_never_killed(dataset, trained, tmp_path, request):
+    """kill -9 at moments drawn from a seed: while a checkpoint or a final file is written, within
+    an epoch, or anywhere. What stands then is whole, and the same command completes."""
+    draw = random.Random(0)
+    moments = ["Checkpoint/.partial-weights.*", "Checkpoint/weights.01-*", "Weights_Full/.partial*"]
+    moments += ["Checkpoint/weights.02-*", None]
+    for kill in range(max(1, request.config.getoption("--kills") // 2)):
+        folder = tmp_path / str(kill)
+        process = start_training(dataset, folder)
+        if moment := moments[kill % len(moments)]:
+            wait_for(moment, folder, process)
+            time.sleep(draw.uniform(0, 0.05))
+        else:
+            time.sleep(draw.uniform(0, 8))
+        process.kill()
+        process.communicate(timeout=120)
+        for name in files(folder):
+            here, there = folder / name, trained / name
+            if ".partial" in name:
+                continue
+            if here.suffix in (".hdf5", ".h5"):
+                assert filecmp.cmp(here, there, shallow=False), name
+            elif here.suffix == ".csv":  # holds the epochs so far
+                assert there.read_bytes().startswith(here.read_bytes()), name
+            elif here.name == "run.json":
+                run, whole = (training.load_run(path.parent) for path in (here, there))
+                assert run["epochs"] == whole["epochs"][: len(run["epochs"])]
+        # A GPU does not repeat a val_loss, so what a kill left there keeps a name of its own.
+        (folder / "Checkpoint").mkdir(parents=True, exist_ok=True)
+        (folder / "Checkpoint" / ".partial-weights.02-9.99.hdf5").write_bytes(b"")
+        train(dataset, folder, check=True)
+        assert_same_run(folder, trained)
+        shutil.rmtree(folder)
+
+
+def test_two_training_runs_at_once(dataset, tmp_path):
+    process = start_training(dataset, tmp_path)
+    wait_for("Checkpoint/.partial-weights.*", tmp_path, process)
+    stop(process)
+    before = files(tmp_path)
+    done = train(dataset, tmp_path)
+    assert done.returncode == 1
+    message = f"another run is at work in {tmp_path / 'Checkpoint'}: let it end first\n"
+    assert done.stderr.endswith(f"training.py: {message}") and files(tmp_path) == before
+    process.kill()
+    process.communicate(timeout=120)
+
+
+def test_interrupted_says_how_to_go_on(dataset, trained, tmp_path):
+    process = start_training(dataset, tmp_path, stderr=subprocess.PIPE)
+    wait_for("Checkpoint/weights.01-*", tmp_path, process)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    message = r"training.py: stopped: [012] epochs? kept; the same command goes on from there\n$"
+    assert re.search(message, said)
+    train(dataset, tmp_path, check=True)
+    assert_same_run(tmp_path, trained)
+
+
+def test_broken_and_foreign_checkpoints_do_not_count(dataset, trained, copy, capsys):
+    """Training goes on after the last intact one that run.json lists, and says so."""
+    names = sorted(path.name for path in (copy / "Checkpoint").glob("*.hdf5"))
+    last = copy / "Checkpoint" / names[2]
+    replace(last, last.read_bytes()[:50_000_000])
+    (copy / "Checkpoint" / "weights.99-0.00.hdf5").write_bytes(b"not HDF5")
+    assert [row["file"] for row in open_run(dataset, copy).epochs] == names[:2]
+    assert capsys.readouterr().out == f"ignored: {last} is missing or damaged\n"
+    for name in names[:2]:
+        replace(copy / "Checkpoint" / name, b"")
+    with pytest.raises(preprocess.UserError, match="no checkpoint in .* is intact .*--fresh"):
+        open_run(dataset, copy)
+    (copy / "Checkpoint" / "run.json").unlink()
+    with pytest.raises(preprocess.UserError, match="no checkpoint in .* is intact .*--fresh"):
+        open_run(dataset, copy)
+
+
+@pytest.mark.parametrize("kind", ["one bit", "nan", "shape", "dtype", "names"])
+def test_checkpoint_with_other_arrays(dataset, trained, copy, capsys, kind):
+    """Training goes on after the one before."""
+    path = max((copy / "Checkpoint").glob("*.hdf5"))
+    replace(path, path.read_bytes())
+    with h5py.File(path, "r+") as file:
+        found = []
+        file["model_weights"].visititems(lambda name, item: found.append(item.name))
+        name = next(name for name in found if name.endswith("dense/kernel"))
+        array = file[name][()]
+        if kind == "one bit":
+            array.view("uint32")[7, 7] ^= 1 << 30
+        if kind == "nan":
+            array[3, 3] = math.nan
+        if kind == "shape":
+            array = array[:-1]
+        if kind == "dtype":
+            array = array.astype("int32")
+        if kind == "names":  # the layers change places
+            names = file["model_weights"].attrs["layer_names"]
+            file["model_weights"].attrs["layer_names"] = names[::-1]
+        del file[name]
+        file[name] = array
+    assert open_run(dataset, copy).epochs[-1]["file"][:10] == "weights.02"
+    assert f"ignored: {path} is missing or damaged\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["empty", "cut", "changed"])
+def test_run_json_that_is_damaged(dataset, copy, kind):
+    path = copy / "Checkpoint" / "run.json"
+    text = path.read_text()
+    harms = {"empty": "", "cut": text[:300], "changed": text.replace("0.01", "0.02")}
+    replace(path, harms[kind].encode())
+    before = files(copy)
+    with pytest.raises(preprocess.UserError, match="run.json is damaged .*training.py --fresh"):
+        in_process(dataset, copy)
+    assert files(copy) == before
+
+
+def test_file_size_limit_in_training(dataset, tmp_path):
+    """One line, no broken checkpoint."""
+    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10**7, 10**7))}
+    done = train(dataset, tmp_path, **limit)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert re.search("training.py: .*; .*run", done.stderr.splitlines()[-1])
+    assert not list(tmp_path.rglob("*5"))
+
+
+def test_no_room_in_training(dataset, trained, tmp_path, small_disk):
+    """Refused at the start for want of room, and one line when another fills the disk meanwhile;
+    then the run goes on, and ends as if nothing had been."""
+    disk = small_disk("700m")
+    done = train(dataset, disk / "run")
+    assert done.returncode == 1 and files(disk) == {}
+    room = r"has 0.734 GB free, 0.787 GB are to come: make room, or keep fewer with --keep\n$"
+    assert re.search(f"training.py: .*Checkpoint {room}", done.stderr)
+    small_disk("900m")
+    with open(tmp_path / "stderr", "w+") as stderr:
+        process = start_training(dataset, disk / "run", stderr=stderr)
+        wait_for("Checkpoint/weights.01-*", disk / "run", process)
+        stop(process)
+        subprocess.run(["fallocate", "-l", "600m", disk / "filler"], check=True)
+        process.send_signal(signal.SIGCONT)
+        process.communicate(timeout=120)
+        stderr.seek(0)
+        said = stderr.read()
+    assert process.returncode == 1 and "Traceback" not in said
+    full = r"training.py: .*weights.02.*: No space left on device; make room and run.*\n$"
+    assert re.search(full, said)
+    assert not list(disk.rglob(".partial*"))
+    (disk / "filler").unlink()
+    done = train(dataset, disk / "run", check=True)
+    assert re.search(r"weights.0[12]-.*.hdf5 restored\n", done.stdout)
+    assert_same_run(disk / "run", trained)
+
+
+@pytest.mark.parametrize(
+    "epochs, keep, momentum, files_to_come",
+    [
+        (50, None, 0.0, 50),
+        (53, None, 0.9, 2 * 50),
+        (50, 2, 0.0, 2),
+        (4, 2, 0.0, 1),
+        (50, 1, 0.0, 1),
+    ],
+)
+def test_room_to_train(tmp_path, monkeypatch, epochs, keep, momentum, files_to_come):
+    """What is to come after three epochs, of which two files (with --keep) or all still stand."""
+    rows = [
+        {"epoch": epoch, "val_loss": 0.5, "file": f"{epoch}.hdf5"}
+        for epoch in range(1, epochs - 49 if not keep else 4)
+    ]
+    for row in rows[-2:]:
+        (tmp_path / row["file"]).touch()
+    asked = {}
+    monkeypatch.setattr(
+        training, "check_room", lambda folder, size, *remedy: asked.update({folder: size})
+    )
+    arguments = ["--epochs", str(epochs), "--momentum", str(momentum)]
+    arguments += ["--weights-full", str(tmp_path / "final")] + ["--keep", str(keep)] * bool(keep)
+    (tmp_path / "final").mkdir()
+    folders = ("--checkpoint", str(tmp_path))
+    run = training.Run(
+        training.parse_options([*folders, *arguments, "--fresh"]),
+        {"classes": [], "columns": [], "files": {}},
+    )
+    run.epochs = rows
+    run.check_room(Namespace(count_params=lambda: 1000))
+    assert asked == {tmp_path: 4000 * (files_to_come + 1), tmp_path / "final": 4000}
+
+
+def test_read_only_in_training(dataset, tmp_path, small_disk):
+    """Refused before an epoch is spent; a Numpy_folder that can't be written can be read."""
+    disk = small_disk("10m")
+    shutil.copytree(dataset, disk / "numpy")
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    done = train(dataset, disk / "run")
+    message = f"training.py: {disk / 'run'}: Read-only file system; name another place\n"
+    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+    done = train(disk / "numpy", tmp_path / "run", "--epochs", "1", check=True)
+    assert done.stdout.endswith("Saved model to disk\n")
+
+
+def test_no_permission(dataset, tmp_path):
+    """A folder of which the user may change nothing: one line, before an epoch is spent."""
+    folder = tmp_path / "Checkpoint"
+    folder.mkdir()
+    (folder / ".lock").touch()
+    folder.chmod(0o555)
+    done = train(dataset, tmp_path, preexec_fn=without_privilege)
+    folder.chmod(0o755)
+    message = "Permission denied; change its permissions, or name another place\n"
+    assert done.returncode == 1 and done.stderr.endswith(message)
+    assert "Traceback" not in done.stderr and done.stdout == "" and files(tmp_path) == {}
+
+
+def without_privilege():
+    """What this process starts may not pass over permissions, even as root."""
+    libc = ctypes.CDLL(None)
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
+
+
+def wait_for(pattern, folder, process):
+    wait_until(lambda: list(folder.glob(pattern)), process, 120)
