@@ -16,6 +16,8 @@ and writes, in Numpy_folder/,
 
 import argparse
 import errno
+import hashlib
+import io
 import json
 import os
 import random
@@ -38,9 +40,13 @@ try:
     from tqdm import tqdm
 except ImportError as error:
     remedy = "activate the environment in which requirements.txt is installed"
-    if "libGL" in str(error):  # a bare server
+    if "cannot open shared object" in str(error):  # libGL, on a bare server
         remedy = "apt-get install libgl1, or replace opencv-python by opencv-python-headless"
+    if "failed to map" in str(error):
+        remedy = "not enough memory to load it"
     sys.exit(f"{error}; {remedy}")
+except KeyboardInterrupt:
+    sys.exit(130)
 
 HERE = Path(__file__).resolve().parent
 IMAGE_SIZE = 224
@@ -51,7 +57,7 @@ SPLITS = ("train", "validation", "test")
 
 def main(argv=None):
     options = parse_options(argv)
-    source, listing = find_source(options.data)  # listing: [(name of an image, its label)]
+    source, listing = find_source(options.data, options.classes)  # listing: [(name, label)]
     classes = choose_classes(options.classes, listing)  # the labels that are taken
     columns = label_columns(classes)  # the network's outputs: all 24 letters, or the classes
 
@@ -76,7 +82,7 @@ def main(argv=None):
                 "seed": options.seed,
                 "source": str(source.path),
                 "counts": counts,
-                "unreadable": skipped,
+                "skipped": skipped,
                 "rows": {split: [name for name, _ in splits[split]] for split in SPLITS},
                 "files": checksums(folder.glob("*.npy")),
             },
@@ -108,33 +114,41 @@ def print_counts(classes, counts):
     table = [(label, *(counts[split][label] for split in SPLITS)) for label in classes]
     table.append(("total", *(sum(counts[split].values()) for split in SPLITS)))
     width = max(len(label) for label, *_ in table)
-    print(f"{'class':{width}}  train  validation   test")
+    print(f"{'class':{width}}    train  validation     test")
     for label, train, validation, test in table:
-        print(f"{label:{width}}  {train:5,}  {validation:10,}  {test:5,}")
+        print(f"{label:{width}}  {train:7,}  {validation:10,}  {test:7,}")
 
 
 # ---- the images: where they are, which class each is of ----
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+SUFFIXES = (".jpg .jpeg .jpe .jfif .png .bmp .webp .tif .tiff .gif .avif").split()
+UNREAD = (".heic", ".heif", ".dng", ".mov", ".mp4")  # a telephone's, which OpenCV does not read
 MAX_BYTES = 2**28  # of an image's file, read or unpacked
-# Folders in asl_data/ that are no classes.
-NOT_CLASSES = ("asl_alphabet_train", "asl_alphabet_test", "new", "demo")
-NOTHING_THERE = f"""no images ({" ".join(SUFFIXES)}) in {{}}; put there
+NOTHING_THERE = f"""no images ({" ".join(SUFFIXES)}) in {{}}{{}}; put there
   the Kaggle data set (1 GB)
     curl -L -o asl_data/asl-alphabet.zip \
 https://www.kaggle.com/api/v1/datasets/download/grassknoted/asl-alphabet
-  or your own photographs, A_1.jpg ..., or, to try the scripts, drawings
+  or your own photographs, A_1.jpg ... or A/1.jpg ..., or, to try the scripts, drawings
     python asl_data/draw_hands.py"""
+
+
+class NoImage(ValueError):
+    """Why a file is no image that can be used."""
 
 
 class Folder:
     """The files in a folder: `names`, relative to it with "/" between the parts, and `read`."""
 
-    def __init__(self, path):
+    def __init__(self, path, but=()):
+        """but: folders at its top that do not count. A folder that is not there is empty."""
         self.path, self.names = path, []
+        if not path.exists():
+            return
         for parent, folders, files in os.walk(path, onerror=self.refuse, followlinks=True):
             below = Path(parent).relative_to(path)
-            if len(below.parts) == 3:  # as deep as the Kaggle archive goes
+            if not below.parts:
+                folders[:] = [folder for folder in folders if folder not in but]
+            if len(below.parts) == 6:  # the Kaggle archive goes three deep
                 folders.clear()
             self.names += [(below / file).as_posix() for file in files]
 
@@ -142,13 +156,15 @@ class Folder:
         raise error  # os.walk would pass over what it may not read
 
     def read(self, name):
-        """The bytes of a file; ValueError if it can't be an image."""
+        """The bytes of a file; NoImage if it can't be an image."""
         path = self.path / name
+        if path.is_symlink() and not path.exists():
+            raise NoImage("a link to nothing")
         facts = path.stat()
         if not stat.S_ISREG(facts.st_mode):
-            raise ValueError("no file")  # a pipe would wait for a writer
+            raise NoImage("no file")  # a pipe would wait for a writer
         if facts.st_size > MAX_BYTES:
-            raise ValueError("too large")
+            raise NoImage("over 256 MB")
         return path.read_bytes()
 
 
@@ -159,104 +175,144 @@ class Archive:
         self.path = path
         try:
             self.zip = zipfile.ZipFile(path)
-        except OSError:
-            raise
         except Exception as error:  # zipfile raises some ten kinds
+            if is_of_the_system(error):
+                raise
             raise UserError(
                 f"{path} is neither a folder nor an intact zip archive ({one_line(error)}); "
                 "download it again"
             ) from None
-        if any(entry.flag_bits & 1 for entry in self.zip.infolist()):
+        entries = [entry for entry in self.zip.infolist() if not entry.filename.endswith("/")]
+        if any(entry.flag_bits & 1 for entry in entries):
             raise UserError(f"{path} is encrypted; unpack it and give the folder with --data")
-        names = self.zip.namelist()
-        self.names = set(names)
-        if twice := len(names) - len(self.names):
+        # Old Windows programs write "\\" between the parts.
+        self.names = {entry.filename.replace("\\", "/"): entry for entry in entries}
+        if twice := len(entries) - len(self.names):
             print(f"{path} has {number(twice, 'name')} twice: the last entry counts")
 
     def read(self, name):
-        """The bytes of a file; an error of many kinds if the zip is damaged there."""
-        entry = self.zip.getinfo(name)
+        """The bytes of a file; NoImage if it can't be an image or the zip is damaged there."""
+        entry = self.names[name]
         if entry.file_size > MAX_BYTES:
-            raise ValueError("too large")
+            raise NoImage("over 256 MB")
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError("compressed in a way that is unpacked at once, however large")
-        with self.zip.open(entry) as file:
-            return file.read(entry.file_size)  # read() would unpack more, if the size is a lie
+            raise NoImage("compressed in a way that is unpacked at once, however large")
+        try:
+            with self.zip.open(entry) as file:
+                return file.read(entry.file_size)  # read() would unpack more, if the size is a lie
+        except Exception as error:  # zipfile and zlib raise some ten kinds
+            if is_of_the_system(error):
+                raise
+            raise NoImage(f"damaged in the archive ({one_line(error)})") from None
 
 
-def find_source(path):
+def find_source(path, wanted):
     """The one source of images, a Folder or an Archive, and its listing [(name, label)], sorted.
 
-    Without a path, the first thing in asl_data/ that has images, in the order of the docstring.
+    It is the first that has the wanted classes, or else the first that has images.
     """
-    data = HERE / "asl_data"
-    standard = [data / "new", data, *sorted(data.glob("*.zip")), data / "demo"]
-    for each in [path] if path else filter(Path.exists, standard):
-        source = Folder(each) if each.is_dir() else Archive(each)
-        if listing := list_images(source.names):
-            print_source(source, listing)
-            return source, listing
-    raise UserError(NOTHING_THERE.format(path or data))
+    found, names = [], []
+    for source in sources(path):
+        listing = list_images(source.names)
+        labels = {label for _, label in listing}
+        if len(labels) > 1 if wanted == ["all"] else labels >= set(wanted):
+            found = [(source, listing)]
+            break
+        found += [(source, listing)] if listing else []
+        names += source.names
+    if not found:
+        example = f" ({number(len(names), 'file')}, such as {shown(names[:1])})" if names else ""
+        raise UserError(NOTHING_THERE.format(path or HERE / "asl_data", example))
+    print_source(*found[0])
+    return found[0]
+
+
+def sources(path):
+    """Where images may lie: `path`, or what asl_data/ holds in the order of the docstring."""
+    folder = path or HERE / "asl_data"
+    zips = sorted(each for each in folder.glob("*") if each.suffix.lower() == ".zip")
+    if path:
+        yield Folder(path) if path.is_dir() else Archive(path)
+        yield from map(Archive, zips if len(zips) == 1 else [])  # of several, which is meant?
+    else:
+        yield Folder(folder / "new")
+        yield Folder(folder, but=("new", "demo"))
+        yield from map(Archive, zips)
+        yield Folder(folder / "demo")
 
 
 def list_images(names):
     """[(name, label)] of the images among the files, sorted by name.
 
-    Of the flat layout and the one with a folder per class, the one with more images counts.
+    The class is the folder, as in A/1.jpg, or else the start of the name, as in A_1.jpg. The
+    layout with the most images counts, wherever it lies; one of two classes or more comes first.
     """
-    listing = sorted((name, label) for name in names if (label := class_of(name)))
-    flat = [image for image in listing if not is_nested(image[0])]
-    nested = [image for image in listing if is_nested(image[0])]
-    return max(flat, nested, key=len)
+    layouts = {}
+    for name in sorted(names):
+        path = PurePosixPath(name)
+        if is_image(path):
+            if label := folder_label(path):
+                layouts.setdefault((path.parent.parent, "folders"), []).append((name, label))
+            if label := name_label(path):
+                layouts.setdefault((path.parent, "flat"), []).append((name, label))
+    several = [images for images in layouts.values() if len({label for _, label in images}) > 1]
+    return max(several or layouts.values(), key=len, default=[])
 
 
-def is_nested(name):
-    return "/" in name or "\\" in name
+def folder_label(path):
+    """The class of an image in a folder per class, "" if its folder can't be one."""
+    label = path.parent.name
+    return label if label.isprintable() and label[:1] != "." else ""
 
 
-def class_of(name):
-    """The label of an image file; None if it is not an image or lies elsewhere.
-
-    "A_34.jpg", "A34.jpg", "A (34).jpg" and "asl_alphabet_train/A/A34.jpg" are of class "A".
-    """
-    name = name.replace("\\", "/")  # in zips of old Windows programs
-    path = PurePosixPath(re.sub("^(asl_alphabet_train/){1,2}", "", name))
-    if not is_image(path) or len(path.parts) > 2 or path.parts[0] in NOT_CLASSES:
-        return None
-    if len(path.parts) == 2:
-        label = path.parts[0]
-    else:
-        label = re.split(r"[_\d(]", path.stem)[0].rstrip(" -.")
-    if label[:1] in ("", ".", "/") or not label.isprintable():
-        return None  # hidden, "..", or from the root
-    return label
+def name_label(path):
+    """The class of an image by its name: A of A_34.jpg, A34.jpg and "A (34).jpg", "" of 34.jpg."""
+    label = re.split(r"[_\d(]", path.stem)[0].rstrip(" -.")
+    return label if label.isprintable() else ""
 
 
-def is_image(path):
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+def is_image(path, suffixes=SUFFIXES):
+    """Whether a name is one of an image, and not a leftover of macOS, or outside its zip."""
+    hidden = {"__MACOSX", "..", "/"} & set(path.parts) or path.name.startswith(".")
+    return path.suffix.lower() in suffixes and not hidden
 
 
 def print_source(source, listing):
+    """Say where the images are, and what lies there and is not taken."""
     print(f"source {source.path}: {number(len(listing), 'image')}")
-    tests = [name for name in source.names if name.startswith("asl_alphabet_test/")]
-    if tests := sum(is_image(PurePosixPath(name)) for name in tests):
-        tests = number(tests, "image")
-        print(f"left out {tests} of asl_alphabet_test: not part of the 3,000 of a class")
+    left_out = {}
+    for name in sorted(set(source.names) - {name for name, _ in listing}):
+        path = PurePosixPath(name)
+        if "asl_alphabet_test" in path.parts and is_image(path):
+            why = "of asl_alphabet_test: not part of the 3,000 of a class"
+        elif is_image(path):
+            why = "not beside the others"
+        elif is_image(path, UNREAD):
+            why = "that OpenCV does not read: convert to .jpg"
+        else:
+            continue
+        left_out.setdefault(why, []).append(name)
+    for why, names in left_out.items():
+        print(f"left out {number(len(names), 'image')} {why} ({shown(names[:1])})")
     if source.path.resolve() == HERE / "asl_data" / "demo":
         print("these are drawings: their accuracy says nothing about photographs")
 
 
 def choose_classes(wanted, listing):
     """The classes to take, sorted: those wanted, or every one found if `all` is wanted."""
-    found = sorted({label for _, label in listing})
+    numbers = Counter(label for _, label in listing)
+    found = sorted(numbers)
     classes = found if wanted == ["all"] else sorted(set(wanted))
     for label in classes:
         if label not in found:
             raise UserError(
-                f"no image of class {label}; there are {' '.join(found)}: see --classes"
+                f"no image of class {label}; there are {shown(found, 40, ' ')}: see --classes"
             )
     if len(classes) < 2:
         raise UserError(f"one class ({classes[0]}) leaves nothing to learn; take at least two")
+    if others := [label for label in found if label not in classes]:
+        images = number(sum(numbers[label] for label in others), "image")
+        print(f"left out {images} of other classes ({shown(others, 30, ' ')}): see --classes")
     return classes
 
 
@@ -300,9 +356,9 @@ def split_counts(label, total, train, validation):
     """
     if total > (train or TRAIN) + (validation or VALIDATION):
         return train or TRAIN, validation or VALIDATION
-    if train is None:
+    if not train:
         train = (total - validation) * 8 // 9 if validation else min(total * 8 // 12, total - 2)
-    if validation is None:
+    if not validation:
         validation = max(1, (total - train) * 3 // 4)
     if train < 1 or train + validation >= total:
         raise UserError(
@@ -316,10 +372,10 @@ def split_counts(label, total, train, validation):
 
 
 def write_splits(folder, source, listing, columns, train_count, validation_count):
-    """Write the six files; return what went into them, {split: [(name, label)]}, and what could
-    not be read, [name]: each such image is skipped and the next one takes its place."""
+    """Write the six files; return what went into them, {split: [(name, label)]}, and what was
+    skipped, {name: why}: the next image takes the place of each."""
     classes = {label for _, label in listing}
-    skipped = []
+    skipped = {}
     while True:
         if lost := classes - {label for _, label in listing}:
             raise UserError(f"class {min(lost)} has no image that can be read")
@@ -327,34 +383,40 @@ def write_splits(folder, source, listing, columns, train_count, validation_count
         bad = write_arrays(folder, source, splits, columns)
         if not bad:
             return splits, skipped
-        print(f"skipped {len(bad):,} that can't be read: {shown(bad)}; splitting again")
-        skipped += bad
-        bad = set(bad)
+        print(f"skipped {number(len(bad), 'image')}; the others are split again")
+        for name, why in sorted(bad.items())[:10]:
+            print(f"  {shown([name])}: {why}")
+        skipped |= bad
         listing = [(name, label) for name, label in listing if name not in bad]
 
 
 def write_arrays(folder, source, splits, columns):
-    """Write the six files; return the names of the images that can't be read.
+    """Write the six files; return the images that can't be used, {name: why}.
 
     If there are any, the files must be written again: they are shorter than their headers say.
+    One that is twice there, under two names, is used once: else it might be trained and tested.
     """
     names = [name for split in SPLITS for name, _ in splits[split]]
     images = iter(tqdm(read_images(source, names), total=len(names), unit=" images", disable=None))
-    bad = []
+    bad, seen = {}, {}
     for split in SPLITS:
         shape = (len(splits[split]), IMAGE_SIZE, IMAGE_SIZE, 3)
         with open(folder / f"{split}_set.npy", "wb") as file:
             write_header(file, "|u1", shape)
             # zip asks `images` last: the other way round it would take one too many at the end.
-            for (name, _), image in zip(splits[split], images):
+            for (name, _), (image, checksum) in zip(splits[split], images):
                 if image is None:
-                    bad.append(name)
-                else:
-                    file.write(image)
+                    bad[name] = checksum
+                    continue
+                file.write(image)
+                seen.setdefault(checksum, []).append(name)
         indices = [columns.index(label) for _, label in splits[split]]
         with open(folder / f"{split}_classes.npy", "wb") as file:
             write_header(file, "<f4", (len(indices), len(columns)))
             file.write(np.eye(len(columns), dtype="<f4")[indices])
+    for names in seen.values():
+        first, *copies = sorted(names)
+        bad |= {copy: f"the same picture as {shown([first])}" for copy in copies}
     return bad
 
 
@@ -365,7 +427,10 @@ def write_header(file, dtype, shape):
 
 
 def read_images(source, names):
-    """Yield the images in order, read by all cores, a few ahead: memory does not grow."""
+    """Yield (image, checksum of its file) in order, or (None, why) of what is no image.
+
+    Read by all cores, a few ahead: memory does not grow.
+    """
     cores = os.cpu_count() or 1
     waiting = deque()
     with ThreadPoolExecutor(cores) as pool:
@@ -378,17 +443,34 @@ def read_images(source, names):
 
 
 def read_block(source, names):
-    return [read_image(source, name) for name in names]
+    block = []
+    for name in names:
+        try:
+            data = source.read(name)
+            block.append((decode(data), hashlib.sha256(data).digest()))
+        except NoImage as error:
+            block.append((None, str(error)))
+    return block
 
 
 def read_image(source, name):
-    """An image as the network gets it, uint8 (224, 224, 3), BGR; None if it can't be read."""
+    """An image as the network gets it, uint8 (224, 224, 3), BGR; NoImage if it can't be read."""
+    return decode(source.read(name))
+
+
+def decode(data):
+    """An image's file, as bytes, as the network gets it."""
+    if not data:
+        raise NoImage("empty")
     try:
-        data = np.frombuffer(source.read(name), np.uint8)
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR)
-        return cv2.resize(image, (IMAGE_SIZE, IMAGE_SIZE))
-    except Exception:  # foreign bytes: cv2, zipfile and zlib have some ten kinds of error
-        return None
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError from None
+        image = None
+    if image is None:
+        raise NoImage("damaged, no image, or over 134 million pixels")
+    return cv2.resize(image, (IMAGE_SIZE, IMAGE_SIZE))
 
 
 # ---- the data set, as the later steps read it ----
@@ -396,8 +478,9 @@ def read_image(source, name):
 
 def load_dataset(folder):
     """dataset.json of a folder that preprocess.py wrote, as a dict; see `main` for its keys."""
-    if (folder / ".whole").exists():  # of a run that was killed in the middle of the move
-        with locked(folder):
+    folder = Path(folder)
+    if any((folder / name).exists() for name in (".partial", ".whole")):
+        with locked(folder):  # says so if preprocess.py is at work; if it was killed, tidies up
             finish_move(folder)
     return read_json(folder / "dataset.json", "rows columns classes files", "preprocess.py")
 
@@ -408,6 +491,7 @@ def load_split(folder, split, dataset):
     images: uint8 (n, 224, 224, 3), BGR, 0 to 255, a memory map: reading rows costs no memory.
     labels: float32 (n, columns), one-hot.
     """
+    folder = Path(folder)
     rows, columns = len(dataset["rows"][split]), len(dataset["columns"])
     image_shape = (rows, IMAGE_SIZE, IMAGE_SIZE, 3)
     images = load_array(folder / f"{split}_set.npy", image_shape, "uint8", dataset)
@@ -424,7 +508,10 @@ def load_array(path, shape, dtype, dataset):
             "run preprocess.py again"
         )
     if crc32(path) != dataset["files"].get(path.name):
-        raise UserError(f"{path} is of another data set or damaged: run preprocess.py again")
+        raise UserError(
+            f"{path} is of another data set or damaged: run preprocess.py again, "
+            "or let it end if it is at work there"
+        )
     return array
 
 
@@ -437,9 +524,11 @@ def load_array(path, shape, dtype, dataset):
 
 REMEDIES = {
     errno.EACCES: "; change its permissions, or name another place",
-    errno.ENOSPC: "; make room and run the same command again",
-    errno.EDQUOT: "; make room and run the same command again",
-    errno.EFBIG: "; raise the limit of file sizes and run the same command again",
+    errno.EAGAIN: "; another program has it open: close it there",
+    errno.EDQUOT: "; make room and run {} again",
+    errno.EFBIG: "; raise the limit of file sizes and run {} again",
+    errno.EMFILE: "; raise the limit with ulimit -n",
+    errno.ENOSPC: "; make room and run {} again",
     errno.EROFS: "; name another place",
 }
 
@@ -456,7 +545,8 @@ def locked(folder):
     # A singleton, as one run may lock a folder twice: --checkpoint and --weights-full may be one.
     # A soft lock would be a file that outlives a killed run.
     path = folder.resolve() / ".lock"
-    lock = filelock.FileLock(path, timeout=0, is_singleton=True, fallback_to_soft=False)
+    # Its mode lets others of a shared folder lock it too.
+    lock = filelock.FileLock(path, 0, 0o666, is_singleton=True, fallback_to_soft=False)
     try:
         lock.acquire()
     except filelock.Timeout:
@@ -568,16 +658,37 @@ def crc32(path):
 @contextmanager
 def reading(path, step):
     """Around the reading of a file that a step wrote: what is wrong with it becomes a UserError."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no file")  # a pipe would wait for a writer
     try:
         yield
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run {step} first") from None
-    except (PermissionError, UserError):
-        raise  # the file may be intact
+    except UserError:
+        raise
     except Exception as error:  # whatever a parser makes of foreign bytes
+        if is_of_the_system(error):  # the file may be intact
+            if isinstance(error, OSError):
+                error.filename = error.filename or str(path)  # h5py names none
+            raise
         raise UserError(
             f"{path} is damaged or foreign ({one_line(error)}): run {step} again"
         ) from None
+
+
+def is_of_the_system(error):
+    """Whether the system refused something, as memory or a permission: no file is to blame."""
+    if isinstance(error, OSError):
+        return error.errno not in (None, errno.EINVAL)  # which damage in a zip or HDF5 leads to
+    return is_memory(error)
+
+
+def is_memory(error):
+    """Whether memory was refused, in the words of Python, TensorFlow, JAX or Torch."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    words = "OOM when|RESOURCE_EXHAUSTED|out of memory|bad_alloc|start new thread|failed to map"
+    return isinstance(error, MemoryError) or bool(re.search(words, str(error)))
 
 
 def between(kind, low, high=2**31 - 1):
@@ -596,31 +707,94 @@ def number(count, what):
     return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
-def shown(names):
+def shown(names, most=10, between=", "):
     """Names in one line, what can't be printed in them escaped."""
-    return ", ".join(name if name.isprintable() else repr(name) for name in names)
+    more = f"{between}... {len(names) - most:,} more" if len(names) > most else ""
+    names = [name if name.isprintable() else repr(name) for name in names[:most]]
+    return between.join(names) + more
 
 
 def one_line(error):
     return " ".join(str(error).split())[:200]
 
 
+def same_command():
+    """How to name the command that goes on where this one ended."""
+    return "the same command" + (" without --fresh" if "--fresh" in sys.argv else "")
+
+
 def run_main(main):
     """Run a script's main; a mistake that can be foreseen ends in a message and exit status 1."""
-    name = Path(sys.argv[0]).name
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # file names need not be text
-    try:
+    sys.stdout, sys.stderr = Output.as_text(1, sys.stdout), Output.as_text(2, sys.stderr)
+    with ending_in_one_line():
         main()
+
+
+@contextmanager
+def ending_in_one_line():
+    """Around a script, or its imports: an error that can be foreseen ends it in one line."""
+    name = Path(sys.argv[0]).name
+    try:
+        yield
     except UserError as error:
         sys.exit(f"{name}: {error}")
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        reason = os.strerror(error.errno) if error.errno else one_line(error)
-        sys.exit(f"{name}: {where}{reason}{REMEDIES.get(error.errno, '')}")
     except KeyboardInterrupt as error:
         print(f"{name}: stopped{error}", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if is_memory(error):
+            sys.exit(f"{name}: not enough memory ({one_line(error)})")
+        if not isinstance(error, OSError):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        reason = os.strerror(error.errno) if error.errno else one_line(error)
+        remedy = REMEDIES.get(error.errno, "").format(same_command())
+        sys.exit(f"{name}: {where}{reason}{remedy}")
+
+
+@contextmanager
+def importing():
+    """Around the imports of keras and what stands on it."""
+    with ending_in_one_line():
+        try:
+            yield
+        except Exception as error:  # whatever the settings of another project lead to
+            if is_memory(error):
+                raise
+            settings = Path(os.environ.get("KERAS_HOME", "~/.keras")) / "keras.json"
+            raise UserError(
+                f"{type(error).__name__}: {one_line(error)}; see KERAS_BACKEND and {settings}, "
+                "and whether the environment is active in which requirements.txt is installed"
+            ) from None
+
+
+class Output(io.FileIO):
+    """Standard output or error: one whose reader went away is written on to nowhere."""
+
+    @classmethod
+    def as_text(cls, number, old):
+        """In place of sys.stdout or sys.stderr; old is None if it was closed from the start."""
+        file = io.BufferedWriter(cls(number, "w", closefd=False))
+        encoding = old.encoding if old else "utf-8"
+        # File names need not be text.
+        return io.TextIOWrapper(file, encoding, errors="backslashreplace", line_buffering=True)
+
+    def write(self, data):
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return len(data)
+
+
+# Streams that were closed, as by cron: else files of ours would get their numbers.
+for standard in range(3):
+    try:
+        os.fstat(standard)
+    except OSError:
+        os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
 
 
 if __name__ == "__main__":

@@ -8,13 +8,18 @@ lowest val_loss in Checkpoint/, else Weights_Full/model_weights.h5. Prints the a
 """
 
 import argparse
+import sys
 from pathlib import Path
 
-from preprocess import UserError, crc32, load_dataset, load_split, reading, run_main
-from training import Batches, add_folders, best_first, is_intact, load_class_names, load_run
+sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
+from preprocess import UserError, crc32, importing, load_dataset, load_split, reading
+from preprocess import run_main, shown
+from training import Batches, add_folders, best_intact, is_intact, load_class_names
+from training import load_run
 
-from keras.models import Sequential, model_from_json  # after training, which hushes keras
-from sklearn.metrics import accuracy_score, confusion_matrix
+with importing():
+    from keras.models import Sequential, model_from_json  # after training, which hushes keras
+    from sklearn.metrics import accuracy_score, confusion_matrix
 
 
 def main(argv=None):
@@ -27,7 +32,7 @@ def main(argv=None):
         weights, run, epoch = options.weights, *origin(options.weights)
     else:
         weights, run, epoch = best_weights(options.checkpoint, options.weights_full, network)
-    check_columns((run or network)["columns"], dataset)
+    check_classes(run or network, dataset)
     check_data(weights, run, dataset, named=options.weights)
 
     model = load_model(options.weights_full, network)
@@ -89,12 +94,8 @@ def best_weights(checkpoint, weights_full, network):
     which is class_names.json; without checkpoints of that run, its last weights."""
     run = load_run(checkpoint) if (checkpoint / "run.json").exists() else {"settings": None}
     if run["settings"] == network["settings"]:
-        rows = best_first(run["epochs"])
-        intact = next((row for row in rows if is_intact(checkpoint, row)), None)
-        if rows and intact != rows[0]:
-            print(f"ignored: {checkpoint / rows[0]['file']} is missing or damaged")
-        if intact:
-            return checkpoint / intact["file"], run, intact
+        if best := best_intact(checkpoint, run["epochs"]):
+            return checkpoint / best["file"], run, best
     if not network["last"]:
         raise UserError(f"{weights_full} has no trained weights yet: run training.py")
     final = weights_full / "model_weights.h5"
@@ -116,18 +117,19 @@ def origin(path):
         network = load_class_names(path.parent)
         listed |= {name: (crc, network, network["last"]) for name, crc in network["files"].items()}
     checksum, run, epoch = listed.get(path.name, (None, None, None))
-    with reading(path, "training.py"):
-        if checksum and checksum != crc32(path):
-            raise ValueError("CRC-32 does not fit")
+    if checksum and not is_intact(path.parent, {"file": path.name, "crc32": checksum}):
+        raise UserError(
+            f"{path} is damaged or foreign (CRC-32 does not fit): run training.py again"
+        )
     return run, epoch
 
 
-def check_columns(columns, dataset):
-    """Refuse a network that has other outputs than the data has columns."""
-    if columns != dataset["columns"]:
+def check_classes(run, dataset):
+    """Refuse data of letters that the network does not know."""
+    if run["columns"] != dataset["columns"] or not set(dataset["classes"]) <= set(run["classes"]):
         raise UserError(
-            f"the network reads {' '.join(columns)}, "
-            f"the data holds {' '.join(dataset['columns'])}: run training.py on this data"
+            f"the network was trained on {shown(run['classes'], 40, ' ')}, the data holds "
+            f"{shown(dataset['classes'], 40, ' ')}: run training.py on this data"
         )
 
 

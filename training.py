@@ -21,21 +21,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # or TensorFlow logs eight lines at its import
-import h5py
-import keras
-import numpy as np
-from keras.layers import Activation, BatchNormalization, Conv2D, Dense, Dropout, Flatten
-from keras.layers import Input, MaxPooling2D, Rescaling
-from keras.optimizers import SGD
-
+sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
 from preprocess import HERE, IMAGE_SIZE, UserError, between, check_room, checksums, crc32
-from preprocess import load_dataset, load_split, locked, number, read_json, reading, replacing
-from preprocess import run_main, write_json
+from preprocess import importing, is_memory, load_dataset, load_split, locked, number, read_json
+from preprocess import reading, replacing, run_main, same_command, write_json
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # or TensorFlow logs eight lines at its import
+with importing():
+    import h5py
+    import keras
+    import numpy as np
+    from keras.layers import Activation, BatchNormalization, Conv2D, Dense, Dropout, Flatten
+    from keras.layers import Input, MaxPooling2D, Rescaling
+    from keras.optimizers import SGD
+
+    keras.config.set_image_data_format("channels_last")  # whatever ~/.keras/keras.json says
+    keras.config.set_floatx("float32")
+    keras.config.set_epsilon(1e-7)
 logging.getLogger("absl").setLevel(logging.ERROR)  # keras warns at each .hdf5
 
 
@@ -234,6 +239,8 @@ def print_device(precision):
         devices = keras.distribution.list_devices()
     print(f"device {', '.join(devices)}, backend {backend}, {precision}")
     on_cpu = all(device.startswith("cpu") for device in devices)
+    if on_cpu and precision == "mixed_float16":
+        print("warning: mixed_float16 is for GPUs, a processor takes minutes for a step; stop this")
     if on_cpu and (gpu := first_nvidia_gpu()):
         remedy = {"tensorflow": "tensorflow[and-cuda]", "jax": "jax[cuda13]"}.get(backend, backend)
         print(f"warning: Keras does not see {gpu}; mend it with: pip install '{remedy}'")
@@ -278,6 +285,7 @@ class Run(keras.callbacks.Callback):
                 if path.exists():
                     self.refuse_other_settings(path)
             self.open()
+            self.refuse_network_of_elsewhere()
 
     def refuse_other_settings(self, path):
         old = read_json(path, "settings", "training.py --fresh")["settings"]
@@ -285,6 +293,16 @@ class Run(keras.callbacks.Callback):
             raise UserError(
                 f"{path} is of a run with {difference}; "
                 "go on with what it had, or start over with --fresh"
+            )
+
+    def refuse_network_of_elsewhere(self):
+        """Keep a trained network whose checkpoints are gone, or in another folder."""
+        path = self.options.weights_full / "class_names.json"
+        last = load_class_names(path.parent)["last"] if path.exists() else None
+        if last and not self.epochs:
+            raise UserError(
+                f"{path.parent} holds a network of epoch {last['epoch']}, of which {self.folder} "
+                "has no checkpoint: name its --checkpoint, or start over with --fresh"
             )
 
     def open(self):
@@ -350,9 +368,11 @@ class Run(keras.callbacks.Callback):
             self.model.save(partial)
         self.epochs.append(row | {"file": path.name, "crc32": crc32(path)})
         self.write()
-        for row in self.epochs[: -self.options.keep] if self.options.keep else []:
-            if row != best_first(self.epochs)[0]:
-                (self.folder / row["file"]).unlink(missing_ok=True)
+        if self.options.keep:
+            there = [row for row in self.epochs if (self.folder / row["file"]).exists()]
+            for row in there[: -self.options.keep]:
+                if row != best_first(there)[0]:
+                    (self.folder / row["file"]).unlink()
 
     def write(self):
         """Write history.csv, for people, and run.json, from which the run goes on."""
@@ -366,16 +386,20 @@ class Run(keras.callbacks.Callback):
 
     @contextmanager
     def telling_how_to_go_on(self):
-        """Around the training: Ctrl-C says what is kept."""
+        """Around the training: Ctrl-C says what is kept, want of memory what to change."""
         try:
             yield
         except KeyboardInterrupt:
-            same = "the same command without --fresh" if self.options.fresh else "the same command"
             kept = number(len(self.epochs), "epoch")
-            raise KeyboardInterrupt(f": {kept} kept; {same} goes on from there") from None
+            raise KeyboardInterrupt(f": {kept} kept; {same_command()} goes on from there") from None
+        except Exception as error:
+            if not is_memory(error):
+                raise
+            size = self.options.batch_size
+            raise UserError(f"not enough memory for --batch-size {size}: take a smaller") from None
 
     def print_best(self):
-        best = best_first(self.epochs)[0]
+        best = best_intact(self.folder, self.epochs)
         print(
             f"best epoch {best['epoch']}: val_loss {best['val_loss']:.4g}, "
             f"val_accuracy {best['val_accuracy']:.4f}"
@@ -388,13 +412,28 @@ def load_run(folder):
 
 
 def is_intact(folder, row):
-    """Whether the file of an epoch is there, as it was written."""
+    """Whether the file of an epoch, or another that is listed so, is there as it was written."""
     path = folder / row["file"]
-    return path.is_file() and crc32(path) == row["crc32"]
+    if not path.is_file():
+        return False
+    if crc32(path) == row["crc32"]:
+        return True
+    with suppress(UserError), reading(path, "training.py"), h5py.File(path):
+        pass  # but one that another program writes in is locked, not damaged: an OSError
+    return False
 
 
 def best_first(epochs):
     return sorted(epochs, key=lambda row: row["val_loss"])
+
+
+def best_intact(folder, epochs):
+    """The row with the lowest val_loss whose file is intact, None if there is none."""
+    rows = best_first(epochs)
+    best = next((row for row in rows if is_intact(folder, row)), None)
+    if rows and best != rows[0]:
+        print(f"ignored: {folder / rows[0]['file']} is missing or damaged")
+    return best
 
 
 def differences(old, new):

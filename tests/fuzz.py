@@ -14,8 +14,10 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import traceback
@@ -174,8 +176,8 @@ def check_dataset(folder, listing, read):
             assert dataset["columns"][label.argmax()] == listing[name], f"label of {name}"
             assert np.array_equal(image, read(name)), f"pixels of {name}"
             seen.add(name)
-    assert seen | set(dataset["unreadable"]) == listing.keys()
-    assert not seen & set(dataset["unreadable"])
+    assert seen | dataset["skipped"].keys() == listing.keys()
+    assert not seen & dataset["skipped"].keys()
 
 
 def with_old_set(base, folder):
@@ -245,6 +247,94 @@ def fuzz_archives(draw, base, folder):
     return "done"
 
 
+def fuzz_layouts(draw, base, folder):
+    """Photographs laid out in some way, in a folder or a zip, with others that lie elsewhere."""
+    flat = draw.random() < 0.5
+    top = draw.choice(["", "", "photos/", "my photos/all of them/", "asl_alphabet_train/"])
+    style = draw.choice(["{0}_{1}.jpg", "{0}{1}.JPG", "{0} ({1}).jpeg", "{0}-{1}.jfif"])
+    style = style if flat else draw.choice(["{0}/{1}.jpg", "{0}/{0}{1}.Jpg", "{0}/x y {1}.jfif"])
+    strays = ["{0}/extra/{1}.jpg", "aside/{0}/{1}.jpg", "asl_alphabet_test/{0}_test.jpg"]
+    strays += ["{0}/{1}.heic", "c {1}/{0}.mov"]
+    leftovers = ["__MACOSX/{0}_{1}.jpg", "{0}/._{1}.jpg", "Thumbs.db", "notes.txt"]
+    as_zip = draw.random() < 0.5
+    leftovers += ["../{0}_1.jpg", "/{0}/1.jpg", "/"] * as_zip
+    files, listing, left = {}, {}, set()
+    for number, path in enumerate(sorted((base / "images").iterdir())):
+        name = top + style.format(path.name[0], number)
+        files[name] = path.read_bytes()
+        listing[name] = path.name[0]
+    for number in range(draw.randrange(5)):
+        label = draw.choice("ABC")
+        name = top + draw.choice(strays).format(label, f"s{number}")
+        left |= {name} - files.keys()
+        files.setdefault(name, f"stray {number}".encode())
+        files.setdefault(draw.choice(leftovers).format(label, number), b"a leftover")
+    data = folder / "data"
+    if as_zip:
+        data = folder / draw.choice(["DATA.ZIP", "in it/data.zip"])
+        data.parent.mkdir(exist_ok=True)
+        with zipfile.ZipFile(data, "w") as archive:
+            for name, content in files.items():
+                back = draw.random() < 0.1
+                archive.writestr(name.replace("/", "\\") if back else name, content)
+    else:
+        for name, content in files.items():
+            (data / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+            (data / "in" / name).write_bytes(content)
+        files = {os.path.normpath(f"in/{name}"): content for name, content in files.items()}
+        listing = {f"in/{name}": label for name, label in listing.items()}
+    given = data.parent if as_zip and data.parent != folder else data
+    done, output = run(preprocess.main, ["--data", given, "--numpy-folder", folder / "out"])
+    assert done, "refused"
+    pixels = {name: decoded(content) for name, content in files.items() if name in listing}
+    check_dataset(folder / "out", listing, pixels.get)
+    said = [int(number) for number in re.findall(r"^left out (\d+) image", output, re.MULTILINE)]
+    assert sum(said) == len(left), f"{left} left out"
+    return "done"
+
+
+def decoded(content):
+    return cv2.resize(cv2.imdecode(np.frombuffer(content, np.uint8), 1), (224, 224))
+
+
+def fuzz_surroundings(draw, base, folder):
+    """preprocess.py as a command, with little memory, few files, no streams, no language."""
+    unchanged = with_old_set(base, folder)
+    limits = draw.sample(
+        [
+            (resource.RLIMIT_AS, draw.randrange(10**8, 10**9)),
+            (resource.RLIMIT_NOFILE, draw.randrange(4, 40)),
+            (resource.RLIMIT_FSIZE, draw.randrange(1, 10**7)),
+            (resource.RLIMIT_CORE, 0),
+        ],
+        draw.choice([1, 1, 2]),
+    )
+    closed = draw.choice(["", "", ">&-", "2>&-", "<&-", ">&- 2>&-", "| true"])
+    words = draw.choice([{}, {"LANG": "C"}, {"PYTHONIOENCODING": "ascii"}, {"HOME": "/nowhere"}])
+    arguments = ["--data", base / "images", "--numpy-folder", folder / "out"]
+    done = subprocess.run(
+        ["bash", "-c", f'"$@" {closed}; exit ${{PIPESTATUS[0]}}', "bash"]
+        + [sys.executable, ROOT / "preprocess.py", *map(str, arguments), "--seed", "1"],
+        capture_output=True,
+        preexec_fn=lambda: [resource.setrlimit(kind, (most, most)) for kind, most in limits],
+        env=os.environ | words,
+        cwd=draw.choice([folder, "/"]),
+        timeout=SECONDS,
+    )
+    said = done.stderr.decode().splitlines()
+    if done.returncode == 0:
+        letters = {path.name: path.name[0] for path in (base / "images").iterdir()}
+        check_dataset(folder / "out", letters, lambda name: article_image(base / "images" / name))
+        assert not preprocess.load_dataset(folder / "out")["skipped"], "skipped for no fault"
+        return "done"
+    assert unchanged(), "the old set has changed"
+    if done.returncode > 1 or re.search("OpenBLAS|Fatal Python error", "".join(said)):
+        return "ended by the system or a library"  # before our first line, or by a signal
+    said = [line for line in said if "qdm" not in line and line != "can't start new thread"]
+    assert len(said) == 1 or "2>&-" in closed, f"not one line: {said}"
+    return "refused"
+
+
 def fuzz_arrays(draw, base, folder):
     """A file of Numpy_folder/, damaged, before training.py or test.py."""
     return damage_one(draw, base, folder, draw.choice(sorted((base / "numpy").glob("*.*[ny]"))))
@@ -301,12 +391,14 @@ def same(some, other):
 KINDS = {
     "images": fuzz_images,
     "archives": fuzz_archives,
+    "layouts": fuzz_layouts,
+    "surroundings": fuzz_surroundings,
     "arrays": fuzz_arrays,
     "networks": fuzz_networks,
 }
 
 # A network takes a hundred times as long as an image.
-ORDER = ["images", "archives", "networks", "images", "archives"] * 2 + ["arrays"]
+ORDER = ["images", "archives", "layouts", "surroundings"] * 3 + ["networks", "networks", "arrays"]
 
 if __name__ == "__main__":
     main()

@@ -1,5 +1,6 @@
 """Bad images, odd names, damaged archives: what preprocess.py uses, skips and refuses."""
 
+import errno
 import os
 import re
 import shutil
@@ -30,8 +31,12 @@ def test_the_next_image_takes_the_place(drawings, tmp_path, capsys):
     (tmp_path / "with" / bad[0]).write_bytes(b"")
     (tmp_path / "with" / bad[1]).write_text("<html>404 Not Found</html>")
     arrays, facts = make(tmp_path / "1", "--data", tmp_path / "with")
-    assert "skipped 2 that can't be read: " in capsys.readouterr().out
-    assert sorted(facts["unreadable"]) == bad
+    assert (
+        "skipped 2 images; the others are split again\n"
+        "  A_3.jpg: empty\n"
+        "  B_7.jpg: damaged, no image, or over 134 million pixels\n"
+    ) in capsys.readouterr().out
+    assert sorted(facts["skipped"]) == bad
     assert {label: facts["counts"]["train"][label] for label in "ABC"} == {"A": 7, "B": 7, "C": 8}
     rows = [name for split in preprocess.SPLITS for name in facts["rows"][split]]
     assert sorted(rows) == sorted(path.name for path in (tmp_path / "without").iterdir())
@@ -50,15 +55,21 @@ def test_odd_images(drawings, tmp_path, capsys):
         names[what] = f"A_x{number}{['.jpg', '.png'][number % 2]}"
         (tmp_path / "data" / names[what]).write_bytes(data)
     arrays, facts = make(tmp_path / "1", "--data", tmp_path / "data")
-    assert sorted(facts["unreadable"]) == sorted(names[what] for what in refused)
-    output = capsys.readouterr().out
-    assert all(names[what] in output for what in refused)
+    assert sorted(facts["skipped"]) == sorted(names[what] for what in refused)
+    assert skipped_names(capsys.readouterr().out) <= {names[what] for what in refused}
     rows = [(split, row) for split in preprocess.SPLITS for row in facts["rows"][split]]
     assert {names[what] for what in used} < {name for _, name in rows}
     for split, name in rows:
         image = arrays[f"{split}_set.npy"][facts["rows"][split].index(name)]
         article = cv2.resize(cv2.imread(str(tmp_path / "data" / name)), (224, 224))
         assert np.array_equal(image, article)
+
+
+def skipped_names(output):
+    """The names of what was skipped, ten at most, each with a reason."""
+    lines = re.search(r"skipped \d+ images?; the others .*\n((?:  .*: .*\n)+)", output)[1]
+    assert lines.count("\n") <= 10
+    return {line.strip().rpartition(": ")[0] for line in lines.splitlines()}
 
 
 def test_exif_turns_the_image():
@@ -69,6 +80,49 @@ def test_exif_turns_the_image():
     ]
     stored, upright = (preprocess.read_image(each, "A_1.jpg").astype(int) for each in sources)
     assert abs(upright - np.rot90(stored, -1)).mean() < 3 < abs(upright - stored).mean()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.EACCES, errno.ENOENT])
+@pytest.mark.parametrize("where", ["folder", "zip"])
+def test_what_the_system_refuses_is_no_bad_image(drawings, tmp_path, monkeypatch, number, where):
+    """An image that can't be read now is not skipped: the set would be smaller without a word."""
+    data = drawings
+    if where == "zip":
+        data = shutil.make_archive(tmp_path / "data", "zip", drawings)
+    read = {"folder": (preprocess.Path, "read_bytes"), "zip": (zipfile.ZipFile, "open")}[where]
+    original, calls = getattr(*read), []
+
+    def refuse(*arguments):
+        calls.append(1)
+        if len(calls) == 20:
+            raise OSError(number, os.strerror(number), "A_1.jpg")
+        return original(*arguments)
+
+    monkeypatch.setattr(*read, refuse)
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        make(tmp_path / "out", "--data", data)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {".lock"}
+
+
+def test_no_memory_for_an_image_is_no_bad_image(drawings, tmp_path, monkeypatch):
+    def refuse(*arguments):
+        error = cv2.error("Insufficient memory")
+        error.code = cv2.Error.StsNoMem
+        raise error
+
+    monkeypatch.setattr(preprocess.cv2, "imdecode", refuse)
+    with pytest.raises(MemoryError):
+        make(tmp_path / "out", "--data", drawings)
+
+
+def test_ten_of_many_skipped_images_are_named(drawings, tmp_path, capsys):
+    data = copy_images(drawings, tmp_path / "data", "{}_{}.jpg".format)
+    for number in range(25):
+        (data / f"A_x{number:02}.jpg").write_bytes(b"no image")
+    make(tmp_path / "out", "--data", data)
+    output = capsys.readouterr().out
+    assert "skipped 25 images;" in output
+    assert skipped_names(output) == {f"A_x{number:02}.jpg" for number in range(10)}
 
 
 def test_a_class_without_readable_images(drawings, tmp_path):
@@ -88,7 +142,7 @@ def test_names_that_are_not_text(drawings, tmp_path):
     (tmp_path / "data" / os.fsdecode(b"A_\xff.jpg")).write_bytes(b"")
     options = ("--data", tmp_path / "data", "--numpy-folder", tmp_path / "out")
     done = script("preprocess.py", *options, check=True)
-    assert "skipped 1 that can't be read: 'A_\\udcff.jpg'; splitting again\n" in done.stdout
+    assert skipped_names(done.stdout) == {"'A_\\udcff.jpg'"}
 
 
 def test_odd_names(drawings, tmp_path):
@@ -96,8 +150,9 @@ def test_odd_names(drawings, tmp_path):
     is skipped and named, and not waited for."""
     data = copy_images(drawings, tmp_path / "data", "{}_{}.jpg".format)
     good = ["A_my hand.jpg", "A (2).jpg", "B-3 héllo 手.jpg", "C_1\n2.jpg"]
-    for name in good:
-        shutil.copy(drawings / "A_1.jpg", data / name)
+    for number, name in enumerate(good):
+        picture = (drawings / "A_1.jpg").read_bytes() + b"%d" % number  # no two are the same file
+        (data / name).write_bytes(picture)
     for name in (".DS_Store", "._A_1.jpg", "Thumbs.db", "__MACOSX/._A_1.jpg"):
         (data / name).parent.mkdir(exist_ok=True)
         (data / name).write_bytes(b"leftover")
@@ -105,8 +160,7 @@ def test_odd_names(drawings, tmp_path):
     os.mkfifo(data / "B_pipe\n.jpg")
     options = ("--data", data, "--numpy-folder", tmp_path / "out")
     done = script("preprocess.py", *options, check=True, timeout=60)
-    skipped = re.search("skipped 2 that can't be read: (.*); splitting again", done.stdout)[1]
-    assert sorted(skipped.split(", ")) == ["'B_pipe\\n.jpg'", "A_dangling.jpg"]
+    assert skipped_names(done.stdout) == {"'B_pipe\\n.jpg'", "A_dangling.jpg"}
     facts = preprocess.load_dataset(tmp_path / "out")
     rows = {name: split for split in preprocess.SPLITS for name in facts["rows"][split]}
     assert rows.keys() == {*good, *(path.name for path in drawings.iterdir())}
@@ -127,14 +181,16 @@ def test_names_in_archives(drawings, tmp_path, capsys):
             file.write(path, f"asl_alphabet_train\\{path.stem[0]}\\{path.name}")
         for name in ("../A_x.jpg", "/A_x.jpg", "../../A_x.jpg", "/tmp/A_x.jpg", "../A/x.jpg"):
             file.writestr(name, (drawings / "A_1.jpg").read_bytes())
-        file.write(drawings / "B_1.jpg", "asl_alphabet_train\\A\\A_1.jpg")
+        last = (drawings / "B_1.jpg").read_bytes() + b"another file"
+        file.writestr("asl_alphabet_train\\A\\A_1.jpg", last)
+        file.writestr("asl_alphabet_train/A/A_9.jpg/", b"")  # a folder
     before = contents(tmp_path)
     arrays, facts = make(tmp_path / "out", "--data", archive, "--classes", "all")
     assert f"{archive} has 1 name twice: the last entry counts\n" in capsys.readouterr().out
     assert facts["classes"] == ["A", "B", "C"]
     rows = {name: split for split in preprocess.SPLITS for name in facts["rows"][split]}
     assert len(rows) == sum(len(names) for names in facts["rows"].values()) == 36
-    again = "asl_alphabet_train\\A\\A_1.jpg"
+    again = "asl_alphabet_train/A/A_1.jpg"
     image = arrays[f"{rows[again]}_set.npy"][facts["rows"][rows[again]].index(again)]
     article = cv2.resize(cv2.imread(str(drawings / "B_1.jpg")), (224, 224))
     assert np.array_equal(image, article)
@@ -171,7 +227,8 @@ def test_zip_member_that_is_damaged(kaggle, tmp_path):
         file.seek(entry.header_offset + 500)
         file.write(b"damaged" * 20)
     _, facts = make(tmp_path / "1", "--data", archive)
-    assert facts["unreadable"] == [entry.filename]
+    assert facts["skipped"].keys() == {entry.filename}
+    assert "damaged in the archive" in facts["skipped"][entry.filename]
 
 
 # ---- bombs ----
@@ -209,8 +266,8 @@ def test_bombs_are_refused_before_the_memory_is_taken(bombs, tmp_path):
         )
         assert done.returncode == 0, done.stderr
         assert int(done.stderr.split("anonymous memory ")[1].split()[0]) < 200, done.stderr
-        said.append(re.search("skipped (.*); splitting again", done.stdout)[1])
-    folder, archive = (sorted(names.split(": ")[1].split(", ")) for names in said)
+        said.append(sorted(skipped_names(done.stdout)))
+    folder, archive = said
     assert folder == ["A_pixels.png", "A_sparse.jpg"]
     assert archive == ["A_bzip2.jpg", "A_large.jpg", "A_liar.jpg"]
 
@@ -218,12 +275,21 @@ def test_bombs_are_refused_before_the_memory_is_taken(bombs, tmp_path):
 # ---- OpenCV ----
 
 
-def test_opencv_that_lacks_a_library(tmp_path):
-    """A bare server: one line, both remedies. The module stands in for OpenCV, its words are those
-    of the real one without libGL."""
-    (tmp_path / "cv2.py").write_text(
-        "raise ImportError('libGL.so.1: cannot open shared object file: No such file or directory')"
-    )
+@pytest.mark.parametrize(
+    "why, remedies",
+    [
+        (
+            "libGL.so.1: cannot open shared object file: No such file or directory",
+            ("apt-get install libgl1", "opencv-python-headless"),
+        ),
+        ("libQt5.so.5: failed to map segment from shared object", ("not enough memory",)),
+        ("No module named 'cv2'", ("activate the environment in which requirements.txt",)),
+    ],
+)
+def test_opencv_that_does_not_load(tmp_path, why, remedies):
+    """One line with the remedy. The module stands in for OpenCV, its words are those of the real
+    one without libGL, under ulimit -v, and outside the environment."""
+    (tmp_path / "cv2.py").write_text(f"raise ImportError({why!r})")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, ROOT / "preprocess.py"],
@@ -233,5 +299,4 @@ def test_opencv_that_lacks_a_library(tmp_path):
         timeout=60,
     )
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    for words in ("libGL.so.1: cannot", "apt-get install libgl1", "opencv-python-headless"):
-        assert words in done.stderr
+    assert why in done.stderr and all(words in done.stderr for words in remedies)

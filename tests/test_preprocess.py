@@ -77,11 +77,11 @@ def test_output_ends_with_the_counts(drawings, tmp_path):
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout == (
         f"source {drawings}: 36 images\n"
-        "class  train  validation   test\n"
-        "A          8           3      1\n"
-        "B          8           3      1\n"
-        "C          8           3      1\n"
-        "total     24           9      3\n"
+        "class    train  validation     test\n"
+        "A            8           3        1\n"
+        "B            8           3        1\n"
+        "C            8           3        1\n"
+        "total       24           9        3\n"
         "Data preprocessing success!\n"
     )
 
@@ -118,22 +118,48 @@ def test_kaggle_folders_at_any_of_their_levels(kaggle, tmp_path, inner):
     [
         ("A_34.jpg", "A"),
         ("A34.JPG", "A"),
+        ("A (34).jfif", "A"),
         ("space_7.png", "space"),
         ("del12.jpeg", "del"),
         ("B/B1.jpg", "B"),
+        ("new/1.jpg", "new"),
         ("asl_alphabet_train/C/anything.jpg", "C"),
         ("asl_alphabet_train/asl_alphabet_train/nothing/n1.jpg", "nothing"),
-        ("asl_alphabet_test/asl_alphabet_test/A_test.jpg", None),
-        ("asl_alphabet_test/A_test.jpg", None),
         ("__MACOSX/asl_alphabet_train/A/._A1.jpg", None),
+        ("__MACOSX/A/A1.jpg", None),
         ("A/._A1.jpg", None),
         ("A/A1.txt", None),
+        ("A/A1.heic", None),
         ("_1.jpg", None),
-        ("some/where/else/A1.jpg", None),
+        ("1_A.jpg", None),
+        ("../A/1.jpg", None),
     ],
 )
-def test_class_of(name, label):
-    assert preprocess.class_of(name) == label
+def test_the_class_of_a_name(name, label):
+    assert preprocess.list_images([name]) == ([(name, label)] if label else [])
+
+
+ALIKE = [f"{label}/{number}.jpg" for label in "ABC" for number in range(3)]
+FLAT = [f"{label}_{number}.jpg" for label in "ABC" for number in range(3)]
+
+
+@pytest.mark.parametrize(
+    "taken, others",
+    [
+        (ALIKE, ["A/extra/1.jpg", "cover_1.jpg", "B_7.jpg"]),
+        (FLAT, ["old/A_1.jpg", "old/B_1.jpg"]),
+        ([f"photos/mine/{name}" for name in ALIKE], ["photos/yours/A/1.jpg", "photos/me.jpg"]),
+        ([f"my photos/{name}" for name in FLAT], ["__MACOSX/my photos/._A_1.jpg"]),
+        (
+            [f"asl-alphabet/asl_alphabet_train/asl_alphabet_train/{name}" for name in ALIKE],
+            ["asl-alphabet/asl_alphabet_test/asl_alphabet_test/A_test.jpg"],
+        ),
+    ],
+)
+def test_the_layout_with_the_most_images_counts(taken, others):
+    found = preprocess.list_images([*others, *taken])
+    assert [name for name, _ in found] == sorted(taken)
+    assert {label for _, label in found} == set("ABC")
 
 
 def test_default_source(drawings, kaggle, tmp_path):
@@ -150,12 +176,19 @@ def test_default_source(drawings, kaggle, tmp_path):
         return (done.stdout or done.stderr).splitlines()[0]
 
     assert source() == (
-        f"preprocess.py: no images (.jpg .jpeg .png .bmp .webp .tif .tiff) in {data}; put there"
+        f"preprocess.py: no images ({' '.join(preprocess.SUFFIXES)}) in {data}; put there"
     )
     copy_images(drawings, data / "demo", "{}_{}.jpg".format)
     assert source() == f"source {data / 'demo'}: 36 images"
-    shutil.make_archive(data / "archive", "zip", kaggle)
-    assert source() == f"source {data / 'archive.zip'}: 36 images"
+    shutil.move(shutil.make_archive(tmp_path / "archive", "zip", kaggle), data / "ASL.ZIP")
+    assert source() == f"source {data / 'ASL.ZIP'}: 36 images"
+    copy_images(drawings, data, lambda label, number: f"mine/{label}x/{number}.jpg")
+    shutil.copy(drawings / "A_1.jpg", data / "A_photo.jpg")
+    assert source() == f"source {data / 'ASL.ZIP'}: 36 images"  # there are no A, B, C but in it
+    shutil.rmtree(data / "mine")
+    shutil.copytree(kaggle, data / "asl-alphabet")  # as browsers unpack it
+    assert source() == f"source {data}: 36 images"
+    shutil.rmtree(data / "asl-alphabet")
     copy_images(drawings, data, "{0}/{0}{1}.jpg".format)
     assert source() == f"source {data}: 36 images"
     copy_images(drawings, data / "new", "{}_{}.jpg".format)
@@ -170,11 +203,61 @@ def test_nothing_there_names_both_remedies(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_picture_beside_the_folders_does_not_count(kaggle, drawings, tmp_path):
+def test_what_is_not_taken_is_said(kaggle, drawings, tmp_path, capsys):
+    """A line for each reason, with one name; leftovers and what is no picture are not worth one."""
+    train = kaggle / "asl_alphabet_train" / "asl_alphabet_train"
+    copy_images(drawings, train / "a", "{}{}.jpg".format)
     alone, _ = make(tmp_path / "1", "--data", kaggle)
     shutil.copy(drawings / "A_1.jpg", kaggle / "cover.jpg")
+    (train / "A" / "extra").mkdir()
+    shutil.copy(drawings / "A_2.jpg", train / "A" / "extra")
+    for number in range(12):
+        (train / "B" / f"IMG_{number:02}.HEIC").write_bytes(b"of a telephone")
+    capsys.readouterr()
     again, _ = make(tmp_path / "2", "--data", kaggle)
     assert equal(alone, again)
+    inner = "asl_alphabet_train/asl_alphabet_train"
+    assert capsys.readouterr().out.splitlines()[:5] == [
+        f"source {kaggle}: 72 images",
+        "left out 1 image of asl_alphabet_test: not part of the 3,000 of a class "
+        "(asl_alphabet_test/asl_alphabet_test/A_test.jpg)",
+        f"left out 2 images not beside the others ({inner}/A/extra/A_2.jpg)",
+        f"left out 12 images that OpenCV does not read: convert to .jpg ({inner}/B/IMG_00.HEIC)",
+        "left out 36 images of other classes (a): see --classes",
+    ]
+
+
+def test_a_folder_that_holds_only_a_zip(kaggle, drawings, tmp_path):
+    direct, _ = make(tmp_path / "1", "--data", kaggle)
+    (tmp_path / "downloads").mkdir()
+    shutil.make_archive(tmp_path / "downloads" / "archive", "zip", tmp_path, "kaggle")
+    inside, facts = make(tmp_path / "2", "--data", tmp_path / "downloads")
+    assert equal(direct, inside)
+    assert facts["rows"]["train"][0].startswith("kaggle/asl_alphabet_train/")  # a top folder
+
+
+def test_classes_named_as_folders_of_asl_data(drawings, tmp_path):
+    names = {"A": "new", "B": "demo", "C": "C"}
+    copy_images(drawings, tmp_path / "data", lambda x, i: f"{names[x]}/{i}.jpg")
+    _, facts = make(tmp_path / "1", "--data", tmp_path / "data", "--classes", "all")
+    assert facts["classes"] == ["C", "demo", "new"]
+
+
+def test_no_picture_is_twice_there(drawings, tmp_path, capsys):
+    """Else one might be trained and tested. The one that is used does not follow from the seed."""
+    data = copy_images(drawings, tmp_path / "data", "{}_{}.jpg".format)
+    for copy in ("A_1 (1).jpg", "A_1 - copy.jpg", "B_5x.jpg"):
+        shutil.copy(data / f"{copy[:3]}.jpg", data / copy)
+    for seed in ("0", "1"):
+        _, facts = make(tmp_path / seed, "--data", data, "--seed", seed)
+        assert facts["skipped"] == {
+            "A_1 - copy.jpg": "the same picture as A_1 (1).jpg",
+            "A_1.jpg": "the same picture as A_1 (1).jpg",
+            "B_5x.jpg": "the same picture as B_5.jpg",
+        }
+        assert sum(len(names) for names in facts["rows"].values()) == 36
+    said = "skipped 3 images; the others are split again\n  A_1 - copy.jpg: the same picture as "
+    assert said in capsys.readouterr().out
 
 
 # ---- classes and counts ----
@@ -243,13 +326,36 @@ def test_every_number_of_images_fills_every_split():
         (("--classes", "A", "Q"), "no image of class Q; there are A B C: see --classes"),
         (("--classes", "A"), "one class (A) leaves nothing to learn; take at least two"),
         (("--train", "11"), "class A has 12 images: too few for 11 to train"),
+        (
+            ("--data", "numbered"),
+            "no images (.jpg .jpeg .jpe .jfif .png .bmp .webp .tif .tiff .gif "
+            ".avif) in numbered (1 file, such as 1_A.jpg); put there",
+        ),
     ],
 )
 def test_mistakes_end_in_one_line(drawings, tmp_path, arguments, message):
-    done = script("preprocess.py", "--data", drawings, "--numpy-folder", tmp_path, *arguments)
+    (tmp_path / "numbered").mkdir()
+    shutil.copy(drawings / "A_1.jpg", tmp_path / "numbered" / "1_A.jpg")
+    options = ("--data", drawings, "--numpy-folder", tmp_path / "out", *arguments)
+    done = script("preprocess.py", *options, cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"preprocess.py: {message}") and done.stderr.count("\n") == 1
-    assert contents(tmp_path) == {}
+    assert done.stderr.startswith(f"preprocess.py: {message}")
+    assert done.stderr.count("\n") == 1 or "put there" in message
+    assert not (tmp_path / "out").exists() or contents(tmp_path / "out") == {}
+
+
+def test_thousands_of_classes_are_not_all_named():
+    listing = [(f"{label}/1.jpg", f"{label}") for label in range(3000)]
+    with pytest.raises(preprocess.UserError) as error:
+        preprocess.choose_classes(["A", "B"], listing)
+    assert str(error.value).endswith("1032 ... 2,960 more: see --classes")
+
+
+def test_the_table_of_counts_stays_a_table(capsys):
+    counts = {split: {"A": 58_000, "space": 9} for split in preprocess.SPLITS}
+    preprocess.print_counts(["A", "space"], counts)
+    lines = capsys.readouterr().out.splitlines()
+    assert len({len(line) for line in lines}) == 1
 
 
 @pytest.mark.parametrize(
@@ -295,7 +401,7 @@ def test_real_photographs(tmp_path):
     )
     assert done.returncode == 0
     assert "left out 3 images of asl_alphabet_test" in done.stdout
-    assert "total  6,000       2,250    750\n" in done.stdout
+    assert "total    6,000       2,250      750\n" in done.stdout
     megabytes = int(done.stderr.split("anonymous memory ")[1].split()[0])
     assert megabytes < 300, done.stderr  # the article's script takes 2,900
     images, labels = load(tmp_path, "train")

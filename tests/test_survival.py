@@ -23,6 +23,7 @@ from conftest import (
     ROOT,
     assert_same_run,
     contents,
+    environment,
     equal,
     files,
     in_process,
@@ -193,6 +194,60 @@ def test_read_only(drawings, small_disk):
     assert done.stderr == message
 
 
+# ---- streams, and readers of them, that are gone ----
+
+
+def test_a_reader_that_went_away_ends_the_output_alone(dataset, trained, tmp_path):
+    """As `training.py | head -1` does: the epochs are trained and kept."""
+    process = start_training(dataset, tmp_path)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=120) == 0
+    assert_same_run(tmp_path, trained)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_were_closed_from_the_start(drawings, dataset, tmp_path, closed):
+    """As cron does: no file of ours may take their numbers, and what is said goes nowhere."""
+    command = f"exec {sys.executable} {ROOT / 'preprocess.py'} --data {drawings}"
+    subprocess.run(f"{command} --numpy-folder {tmp_path} {closed}", shell=True, check=True)
+    assert contents(tmp_path).keys() == contents(dataset).keys()
+    for name in ARRAYS:
+        assert (tmp_path / name).read_bytes() == (dataset / name).read_bytes()
+
+
+# ---- a set that is written anew ----
+
+
+def test_the_set_in_use_is_never_written_over(drawings, tmp_path):
+    """A training run that has the arrays mapped goes on with what it began with."""
+    make(tmp_path, "--data", drawings)
+    images, _ = load(tmp_path, "train")
+    before = images.copy()
+    make(tmp_path, "--data", drawings, "--seed", "1")
+    assert np.array_equal(images, before) and not np.array_equal(load(tmp_path, "train")[0], before)
+
+
+def test_preprocess_at_work_is_no_damage(tmp_path, start_stopped):
+    """The set that it is about to replace is not begun with."""
+    images, out = tmp_path / "images", tmp_path / "out"
+    script("asl_data/draw_hands.py", "--output", images, "--count", "150", check=True)
+    command = [sys.executable, ROOT / "preprocess.py", "--data", images, "--numpy-folder", out]
+    process = start_stopped(command, out / ".partial" / "train_set.npy")
+    with pytest.raises(preprocess.UserError, match=f"another run is at work in {out}: let it end"):
+        preprocess.load_dataset(str(out))
+    process.kill()
+    process.wait(timeout=60)
+    with pytest.raises(preprocess.UserError, match="dataset.json is missing: run preprocess.py"):
+        preprocess.load_dataset(str(out))
+
+
+def test_the_lock_of_a_folder_that_several_people_use(drawings, tmp_path):
+    """Whoever made the file .lock, others may lock it; so the folder's permissions decide."""
+    make(tmp_path, "--data", drawings)
+    assert (tmp_path / ".lock").stat().st_mode & 0o777 == 0o666
+
+
 # ---- arrays and dataset.json that are damaged ----
 
 
@@ -255,6 +310,51 @@ def test_labels_that_were_changed(dataset, tmp_path):
     (tmp_path / "out" / "dataset.json").write_text(json.dumps(facts))
     with pytest.raises(preprocess.UserError, match="dataset.json is damaged .*CRC-32 does not fit"):
         load(tmp_path / "out", "train")
+
+
+# ---- before the scripts begin ----
+
+
+@pytest.mark.parametrize(
+    "code, status, message",
+    [
+        ("raise KeyboardInterrupt", 130, "stopped"),
+        ("raise ImportError('No module named jax')", 1, "ImportError: No module named jax; see"),
+        ("[].get('floatx')", 1, "'list' object has no attribute 'get'; see KERAS_BACKEND and {}"),
+        ("raise ImportError('libx.so: failed to map segment')", 1, "not enough memory (libx"),
+    ],
+)
+@pytest.mark.parametrize("name", ["training.py", "test.py"])
+def test_keras_that_does_not_load(tmp_path, name, code, status, message):
+    """Ctrl-C in the seconds that it takes, settings of another project, no memory: one line. The
+    module stands in for keras."""
+    (tmp_path / "keras.py").write_text(code)
+    more = {"PYTHONPATH": str(tmp_path), "KERAS_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, ROOT / name],
+        capture_output=True,
+        text=True,
+        env=environment() | more,
+        timeout=60,
+    )
+    assert done.returncode == status and done.stdout == "" and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"{name}: ") and message.format(tmp_path) in done.stderr
+
+
+def test_settings_of_another_project_do_not_count(tmp_path):
+    """Of ~/.keras/keras.json the backend alone counts. And python -I finds the scripts."""
+    settings = {"floatx": "float16", "image_data_format": "channels_first", "epsilon": 0.1}
+    (tmp_path / "keras.json").write_text(json.dumps(settings))
+    code = f"import runpy; names = runpy.run_path({str(ROOT / 'training.py')!r})"
+    ask = "config = names['keras'].config; print(config.floatx(), config.image_data_format()"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", f"{code}; {ask}, config.epsilon())"],
+        capture_output=True,
+        text=True,
+        env=environment() | {"KERAS_HOME": str(tmp_path)},
+        timeout=60,
+    )
+    assert done.stdout == "float32 channels_last 1e-07\n", done.stderr
 
 
 # ---- training.py: the same harms ----
@@ -362,6 +462,32 @@ def test_checkpoint_with_other_arrays(dataset, trained, copy, capsys, kind):
         file[name] = array
     assert open_run(dataset, copy).epochs[-1]["file"][:10] == "weights.02"
     assert f"ignored: {path} is missing or damaged\n" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_is_locked_is_not_damaged(dataset, copy, start):
+    """Another program writes in it: its bytes differ as long as that goes on."""
+    path = max((copy / "Checkpoint").glob("*.hdf5"))
+    replace(path, path.read_bytes())
+    code = f"import h5py, time; file = h5py.File({str(path)!r}, 'r+'); print(); time.sleep(100)"
+    process = start([sys.executable, "-uc", code], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    with pytest.raises(BlockingIOError) as error:
+        open_run(dataset, copy)
+    assert error.value.filename == str(path)
+    process.kill()
+    process.wait(timeout=60)
+
+
+def test_the_best_checkpoint_deleted(dataset, copy, capsys):
+    """The best that is there is named, here and by test.py."""
+    rows = training.best_first(training.load_run(copy / "Checkpoint")["epochs"])
+    others = [row for row in rows if row["epoch"] < 3]  # the last one stays, to go on from
+    run = Namespace(folder=copy / "Checkpoint", epochs=others)
+    (copy / "Checkpoint" / others[0]["file"]).unlink()
+    training.Run.print_best(run)
+    assert capsys.readouterr().out.splitlines()[0].startswith("ignored: ")
+    best = training.best_intact(copy / "Checkpoint", others)
+    assert best == others[1]
 
 
 @pytest.mark.parametrize("kind", ["empty", "cut", "changed"])

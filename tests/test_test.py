@@ -1,6 +1,7 @@
 """test.py: which weights it takes, what it prints, what it refuses."""
 
 import json
+import os
 import re
 import shutil
 
@@ -164,10 +165,31 @@ def test_columns_that_do_not_fit(drawings, trained, tmp_path):
         shutil.copy(path, tmp_path / "data" / f"{names[path.name[0]]}{path.name[1:]}")
     options = ["--data", tmp_path / "data", "--numpy-folder", tmp_path / "n", "--classes", "all"]
     preprocess.main([str(option) for option in options])
-    with pytest.raises(
-        preprocess.UserError, match="reads A B C .* X Y, the data holds J Z del: run"
-    ):
+    with pytest.raises(preprocess.UserError, match="trained on A B C, the data holds J Z del: run"):
         run_test(tmp_path / "n", trained)
+
+
+def test_letters_that_the_network_does_not_know(drawings, trained, tmp_path):
+    """As many columns, and other letters in them; also where the weights are named."""
+    names = {"A": "D", "B": "E", "C": "A"}
+    (tmp_path / "data").mkdir()
+    for path in drawings.iterdir():
+        shutil.copy(path, tmp_path / "data" / f"{names[path.name[0]]}{path.name[1:]}")
+    options = ["--data", tmp_path / "data", "--numpy-folder", tmp_path / "n", "--classes", "all"]
+    preprocess.main([str(option) for option in options])
+    for more in ((), ("--weights", checkpoints(trained)[0])):
+        with pytest.raises(preprocess.UserError, match="trained on A B C, the data holds A D E:"):
+            run_test(tmp_path / "n", trained, *more)
+
+
+@pytest.mark.parametrize("name", ["Weights_Full/class_names.json", "Checkpoint/run.json"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(dataset, copy, name):
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    with pytest.raises(preprocess.UserError, match="json is no file"):
+        run_test(dataset, copy)
+    with pytest.raises(preprocess.UserError, match="json is missing, or no file"):
+        test_script.origin(copy / name)
 
 
 def test_the_step_before_was_not_run(dataset, tmp_path):

@@ -1,5 +1,6 @@
 """training.py: its network against the article's, its checkpoints, and what it refuses."""
 
+import errno
 import json
 import math
 import re
@@ -279,6 +280,16 @@ def test_the_network_of_another_run_is_not_overwritten(dataset, copy, tmp_path):
     assert files(copy) == before
 
 
+def test_a_network_whose_checkpoints_are_elsewhere(dataset, copy, tmp_path):
+    """Of the same settings: a shorter run would be written over it."""
+    before = files(copy)
+    with pytest.raises(
+        preprocess.UserError, match="holds a network of epoch 3, of which .*new has"
+    ):
+        in_process(dataset, copy, "--checkpoint", str(tmp_path / "new"), "--epochs", "1")
+    assert files(copy) == before
+
+
 def test_bfloat16_goes_on_exactly(dataset, tmp_path):
     for folder, epochs in [("straight", "2"), ("resumed", "1"), ("resumed", "2")]:
         arguments = ("--epochs", epochs, "--precision", "mixed_bfloat16")
@@ -419,6 +430,39 @@ def test_wrong_usage(wrong):
     with pytest.raises(SystemExit) as ended:
         training.main(wrong.split())
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")]
+    + [RuntimeError("OOM when allocating tensor with shape[32,96,54,54]")],
+)
+def test_no_memory_names_the_batch_size(dataset, tmp_path, monkeypatch, error):
+    def refuse(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(keras.Sequential, "fit", refuse)
+    with pytest.raises(preprocess.UserError, match="not enough memory for --batch-size 8: take"):
+        in_process(dataset, tmp_path)
+
+
+def test_float16_on_a_processor_is_warned_of(capsys):
+    training.print_device("mixed_float16")
+    assert "warning: mixed_float16 is for GPUs" in capsys.readouterr().out
+    training.print_device("mixed_bfloat16")
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_the_advice_after_fresh_is_safe(monkeypatch):
+    """The same command with --fresh would start over."""
+    for arguments, advice in ([], ""), (["--fresh"], " without --fresh"):
+        monkeypatch.setattr(sys, "argv", ["training.py", *arguments])
+        with pytest.raises(SystemExit) as ended, preprocess.ending_in_one_line():
+            raise OSError(errno.ENOSPC, "No space left on device", "x.hdf5")
+        assert ended.value.code == (
+            "training.py: x.hdf5: No space left on device; "
+            f"make room and run the same command{advice} again"
+        )
 
 
 def test_names_the_gpu_that_keras_does_not_see(tmp_path, monkeypatch, capsys):
