@@ -8,6 +8,7 @@ Reads asl_data/, which holds one of
 and writes, in Numpy_folder/,
     train_set.npy, validation_set.npy, test_set.npy              uint8 (n, 224, 224, 3), BGR
     train_classes.npy, validation_classes.npy, test_classes.npy  float32 (n, columns), one-hot
+    samples.jpg                                                  some of each class, to look at
     dataset.json                                                 what the later steps must know
 
     python preprocess.py
@@ -71,6 +72,8 @@ def main(argv=None):
             folder, source, listing, columns, options.train, options.validation
         )
         counts = {split: Counter(label for _, label in splits[split]) for split in SPLITS}
+        with picture(folder / "samples.jpg") as path:
+            write_samples(path, splits, classes)
         write_json(
             folder / "dataset.json",
             {
@@ -88,6 +91,7 @@ def main(argv=None):
             },
         )
     print_counts(classes, counts)
+    print(f"look at {options.numpy_folder / 'samples.jpg'} before you train")
     print("Data preprocessing success!")
 
 
@@ -189,6 +193,8 @@ class Archive:
         self.names = {entry.filename.replace("\\", "/"): entry for entry in entries}
         if twice := len(entries) - len(self.names):
             print(f"{path} has {number(twice, 'name')} twice: the last entry counts")
+        for name in [name for name in self.names if {"..", "/"} & set(PurePosixPath(name).parts)]:
+            del self.names[name]  # outside the archive
 
     def read(self, name):
         """The bytes of a file; NoImage if it can't be an image or the zip is damaged there."""
@@ -272,9 +278,9 @@ def name_label(path):
 
 
 def is_image(path, suffixes=SUFFIXES):
-    """Whether a name is one of an image, and not a leftover of macOS, or outside its zip."""
-    hidden = {"__MACOSX", "..", "/"} & set(path.parts) or path.name.startswith(".")
-    return path.suffix.lower() in suffixes and not hidden
+    """Whether a name is one of an image, and not a leftover of macOS."""
+    leftover = "__MACOSX" in path.parts or path.name.startswith(".")
+    return path.suffix.lower() in suffixes and not leftover
 
 
 def print_source(source, listing):
@@ -470,7 +476,32 @@ def decode(data):
         image = None
     if image is None:
         raise NoImage("damaged, no image, or over 134 million pixels")
+    return fit(image)
+
+
+def fit(image):
+    """An image of any size, uint8 (height, width, 3), squeezed to that which the network gets."""
     return cv2.resize(image, (IMAGE_SIZE, IMAGE_SIZE))
+
+
+def write_samples(path, splits, classes):
+    """Write some images of each class and split, as the network gets them, one class a row."""
+    side, head, left = IMAGE_SIZE // 2, 40, 120
+    sheet = np.full((head + side * len(classes), left + side * 8 + 40, 3), 255, np.uint8)
+    font = cv2.FontFace("sans")
+    for row, label in enumerate(classes):
+        cv2.putText(sheet, label[:8], (8, head + side * row + 66), (0, 0, 0), font, 26, 600)
+    for split, count in zip(SPLITS, (4, 2, 2)):
+        images = np.load(path.parent / f"{split}_set.npy", mmap_mode="r")
+        labels = np.array([label for _, label in splits[split]])
+        cv2.putText(sheet, split, (left, 28), (0, 0, 0), font, 22, 600)
+        for row, label in enumerate(classes):
+            for place, index in enumerate(np.flatnonzero(labels == label)[:count]):
+                top, x = head + side * row, left + side * place
+                small = cv2.resize(images[index], (side - 4,) * 2, interpolation=cv2.INTER_AREA)
+                sheet[top : top + side - 4, x : x + side - 4] = small
+        left += side * count + 20
+    path.write_bytes(cv2.imencode(".jpg", sheet)[1])
 
 
 # ---- the data set, as the later steps read it ----
@@ -565,11 +596,16 @@ def locked(folder):
 
 def check_room(folder, size, remedy="make room"):
     """Refuse to write `size` bytes in a folder that has no room for them."""
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(existing(folder)).free
     if size > free:
         raise UserError(
             f"{folder} has {free / 1e9:.3f} GB free, {size / 1e9:.3f} GB are to come: {remedy}"
         )
+
+
+def existing(folder):
+    """The folder, or the nearest one above it that is there."""
+    return next(each for each in (folder, *folder.absolute().parents) if each.exists())
 
 
 @contextmanager
@@ -619,6 +655,16 @@ def replacing(path):
         raise UserError(f"{path} can't be written ({reason}); make room and run again") from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def picture(path):
+    """As `replacing`, for what is made to be looked at: to fail in it costs a line, not the run."""
+    try:
+        with replacing(path) as partial:
+            yield partial
+    except Exception as error:  # whatever the drawing libraries or the disk say
+        print(f"warning: {path} can't be written ({one_line(error) or type(error).__name__})")
 
 
 def write_json(path, facts):

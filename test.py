@@ -1,62 +1,86 @@
-"""Test the trained network on the images that it has not seen.
+"""Test the trained network on the images that it has not seen, or let it read pictures.
 
 Reads Numpy_folder/test_*.npy, the network in Weights_Full/model.json and the weights with the
-lowest val_loss in Checkpoint/, else Weights_Full/model_weights.h5. Prints the accuracy.
+lowest val_loss in Checkpoint/, else Weights_Full/model_weights.h5. Prints the accuracy and writes
+    Weights_Full/confusion.png    which letter was taken for which, how often
+    Weights_Full/mistakes.jpg     the wrong answers, the surest first
+    Weights_Full/report.json      accuracy; precision, recall and F1 of each class; weights, data
+Given pictures, folders or zips of them, it names the letter of each, and needs no Numpy_folder.
+With --page it shows a page that reads the camera of whoever looks at it.
 
     python test.py
     python test.py --weights Checkpoint/weights.12-0.05.hdf5
+    python test.py hand.jpg photos/ more.zip
+    python test.py --page
 """
 
 import argparse
+import json
+import os
 import sys
-from pathlib import Path
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, redirect_stdout
+from pathlib import Path, PurePosixPath
 
 sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
-from preprocess import UserError, crc32, importing, load_dataset, load_split, reading
-from preprocess import run_main, shown
-from training import Batches, add_folders, best_intact, is_intact, load_class_names
-from training import load_run
+from preprocess import SUFFIXES, UNREAD, Archive, Folder, NoImage, UserError, between, crc32, decode
+from preprocess import fit, importing, is_image, list_images, load_dataset, load_split, number
+from preprocess import picture, read_image, reading, run_main, shown
+from training import Batches, add_folders, best_intact, is_intact, load_class_names, load_run
 
 with importing():
+    import numpy as np
     from keras.models import Sequential, model_from_json  # after training, which hushes keras
-    from sklearn.metrics import accuracy_score, confusion_matrix
+    from sklearn.metrics import accuracy_score, classification_report, confusion_matrix
 
 
 def main(argv=None):
     options = parse_options(argv)
+    if options.page or options.pictures:
+        return read_letters(options)
     dataset = load_dataset(options.numpy_folder)
     images, labels = load_split(options.numpy_folder, "test", dataset)
 
     network = load_class_names(options.weights_full)
-    if options.weights:
-        weights, run, epoch = options.weights, *origin(options.weights)
-    else:
-        weights, run, epoch = best_weights(options.checkpoint, options.weights_full, network)
+    weights, run, epoch = choose_weights(options, network)
     check_classes(run or network, dataset)
     check_data(weights, run, dataset, named=options.weights)
 
-    model = load_model(options.weights_full, network)
+    model = load_model(options.weights_full, network, weights)
     model.summary()
-    with reading(weights, "training.py"):
-        model.load_weights(weights)
     print_weights(weights, epoch)
 
-    predicted = model.predict(Batches(images, labels, 32), verbose=0).argmax(axis=1)
-    expected = labels.argmax(axis=1)
-    print("##################")
-    print(f"Accuracy: {accuracy_score(expected, predicted):.4f}")
-    print("##################")
-    print_classes(dataset["columns"], expected, predicted)
+    probabilities = model.predict(Batches(images, labels, 32), verbose=0)
+    predicted, expected = probabilities.argmax(axis=1), labels.argmax(axis=1)
+    print_accuracy(dataset["columns"], expected, predicted)
+
+    write_report(options.weights_full, dataset, expected, predicted, weights, epoch)
+    draw_confusion(options.weights_full, dataset["columns"], expected, predicted)
+    draw_mistakes(options.weights_full, dataset, images, expected, probabilities)
 
 
 def parse_options(argv):
     parser = argparse.ArgumentParser(
-        description="Test the trained network on the test images.", allow_abbrev=False
+        description="Test the trained network, or let it read pictures.", allow_abbrev=False
     )
-    about = "weights to test (default: the checkpoint with the lowest val_loss)"
+    about = "pictures to read, folders or zips of them (default: test on Numpy_folder)"
+    parser.add_argument("pictures", nargs="*", type=Path, metavar="PICTURE", help=about)
+    about = "of pictures, print one JSON object a line (default: text)"
+    parser.add_argument("--json", action="store_true", help=about)
+    about = "show a page for a camera on this machine's PORT (default: no page; PORT: 7860)"
+    parser.add_argument(
+        "--page", nargs="?", const=7860, type=between(int, 1, 65535), metavar="PORT", help=about
+    )
+    about = "weights to use (default: the checkpoint with the lowest val_loss)"
     parser.add_argument("--weights", type=Path, metavar="FILE", help=about)
     add_folders(parser)
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.json and not options.pictures:
+        parser.error("--json needs pictures")
+    if options.page and options.pictures:
+        parser.error("--page takes its pictures from whoever looks at it")
+    return options
 
 
 def print_weights(path, epoch):
@@ -66,19 +90,280 @@ def print_weights(path, epoch):
         print(f"weights {path}: nothing beside them says what they were trained on")
 
 
-def print_classes(columns, expected, predicted):
-    """Print right / total of each class that the test set has."""
+def print_accuracy(columns, expected, predicted):
+    """Print the accuracy, and right / total of each class that there is."""
+    print("##################")
+    print(f"Accuracy: {accuracy_score(expected, predicted):.4f}")
+    print("##################")
     confusion = confusion_matrix(expected, predicted, labels=range(len(columns)))
     for index, total in enumerate(confusion.sum(axis=1)):
         if total:
             print(f"{columns[index]}  {confusion[index, index]}/{total}")
 
 
+# ---- what the test leaves to look at ----
+
+
+def write_report(folder, dataset, expected, predicted, weights, epoch):
+    """report.json: scikit-learn's classification_report, and what was tested on what."""
+    classes = sorted({*expected, *predicted})
+    names = [dataset["columns"][index] for index in classes]
+    scores = classification_report(
+        expected, predicted, labels=classes, target_names=names, output_dict=True, zero_division=0
+    )
+    report = {
+        "accuracy": accuracy_score(expected, predicted),
+        "classes": {name: scores[name] for name in names},
+        "macro avg": scores["macro avg"],
+        "weights": str(weights),
+        "epoch": epoch,
+        "data": {name: dataset[name] for name in ("source", "split", "seed", "files")},
+        "counts": dataset["counts"]["test"],
+    }
+    with picture(folder / "report.json") as path:
+        path.write_text(json.dumps(report, indent=1), encoding="utf-8")
+
+
+def draw_confusion(folder, columns, expected, predicted):
+    """confusion.png: a row for each letter, a column for each that it was taken for."""
+    with picture(folder / "confusion.png") as path:
+        from matplotlib.figure import Figure  # takes half a second
+        from sklearn.metrics import ConfusionMatrixDisplay
+
+        classes = sorted({*expected, *predicted})
+        confusion = confusion_matrix(expected, predicted, labels=classes)
+        side = 3.5 + 0.4 * len(classes)
+        figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
+        axes = figure.subplots()
+        display = ConfusionMatrixDisplay(confusion, display_labels=[columns[i] for i in classes])
+        turned = "vertical" if max(len(columns[i]) for i in classes) > 1 else "horizontal"
+        display.plot(ax=axes, cmap="Blues", colorbar=False, xticks_rotation=turned)
+        for text, count in zip(display.text_.flat, confusion.flat):
+            text.set_text(count or "")  # many zeros hide the others
+            text.set_fontsize(12)
+        right = (expected == predicted).mean()
+        axes.set_title(f"{len(expected):,} test images, {right:.1%} right", fontsize=13)
+        axes.set_xlabel("the network says", fontsize=13)
+        axes.set_ylabel("the letter is", fontsize=13)
+        axes.tick_params(labelsize=13)
+        figure.savefig(path)
+
+
+def draw_mistakes(folder, dataset, images, expected, probabilities):
+    """mistakes.jpg: up to 24 of the wrong answers, the surest first."""
+    predicted, surest = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    wrong = np.flatnonzero(predicted != expected)
+    wrong = wrong[np.argsort(-surest[wrong], kind="stable")]
+    if not len(wrong):
+        (folder / "mistakes.jpg").unlink(missing_ok=True)
+        print("no mistakes")
+        return
+    with picture(folder / "mistakes.jpg") as path:
+        from matplotlib.figure import Figure
+
+        columns, names = dataset["columns"], dataset["rows"]["test"]
+        shown_ones = wrong[:24]
+        wide = min(6, len(shown_ones))
+        rows = -(-len(shown_ones) // wide)
+        figure = Figure(figsize=(max(4, 2.1 * wide), 0.5 + 2.6 * rows), layout="constrained")
+        figure.suptitle(f"{len(wrong):,} of {len(expected):,} wrong, the surest first", fontsize=13)
+        for place, index in enumerate(shown_ones):
+            axes = figure.add_subplot(rows, wide, place + 1)
+            axes.imshow(images[index][:, :, ::-1])  # BGR
+            axes.set_axis_off()
+            name = PurePosixPath(names[index]).name[-22:]
+            axes.set_title(
+                f"{columns[expected[index]]}, said {columns[predicted[index]]} "
+                f"{surest[index]:.2f}\n{name.encode('ascii', 'backslashreplace').decode()}",
+                fontsize=11,
+                parse_math=False,
+            )
+        figure.savefig(path, dpi=130)
+        print(f"{number(len(wrong), 'mistake')}: see {folder / 'mistakes.jpg'}")
+
+
+# ---- letters of pictures ----
+
+
+def read_letters(options):
+    """Name the letters of the pictures, or of what a camera sees."""
+    network = load_class_names(options.weights_full)
+    output = sys.stdout
+    with redirect_stdout(sys.stderr) if options.json else nullcontext():  # JSON and nothing else
+        weights, run, epoch = choose_weights(options, network)
+        model = load_model(options.weights_full, network, weights)
+        print_weights(weights, epoch)
+        run = run or network
+        if options.page:
+            show_page(model, run["columns"], options.page)
+        else:
+            name_pictures(model, run, options, output)
+
+
+def name_pictures(model, run, options, output):
+    """Print a line a picture and, of those whose class is known, the accuracy."""
+    columns, classes = run["columns"], set(run["classes"])
+    expected, predicted, unknown, unread = [], [], set(), 0
+    for source, names in picture_sources(options.pictures):
+        labels = dict(list_images(names))
+        for name, ranking, why in rank_pictures(model, columns, source, names):
+            shown_name, label = str(source.path / name), labels.get(name)
+            if why:
+                print_unread(shown_name, why, options.json, output)
+                unread += 1
+                continue
+            print_letter(shown_name, ranking, label in classes and label, options.json, output)
+            if label in classes:
+                expected.append(columns.index(label))
+                predicted.append(columns.index(ranking[0][0]))
+            elif label and classes & set(labels.values()):
+                unknown.add(label)
+    if expected:
+        if unknown:
+            print(f"not counted: {shown(sorted(unknown))}, not among {shown(sorted(classes), 40)}")
+        print_accuracy(columns, np.array(expected), np.array(predicted))
+    if unread:
+        raise UserError(f"{number(unread, 'picture')} can't be read")
+
+
+class Files(Folder):
+    """Pictures that are given one by one; their names are their paths."""
+
+    def __init__(self, paths):
+        self.path, self.names = Path(), [path.as_posix() for path in paths]
+
+
+def picture_sources(paths):
+    """Yield (Folder or Archive, [name of a picture]) for what is given; single files are one."""
+    if files := [path for path in paths if not path.is_dir() and path.suffix.lower() != ".zip"]:
+        yield Files(files), [path.as_posix() for path in files]
+    for path in paths:
+        if path not in files:
+            source = Folder(path) if path.is_dir() else Archive(path)
+            names = [n for n in source.names if is_image(PurePosixPath(n), [*SUFFIXES, *UNREAD])]
+            if not names:
+                raise UserError(f"no picture in {path}")
+            yield source, sorted(names)
+
+
+def rank_pictures(model, columns, source, names):
+    """Yield (name, its ranking, None), or (name, None, why it can't be read)."""
+
+    def read(name):
+        try:
+            return read_image(source, name), None
+        except NoImage as error:
+            return None, str(error)
+        except OSError as error:
+            return None, os.strerror(error.errno) if error.errno else str(error)
+
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(names), 32):  # a few at a time: memory does not grow
+            some = names[start : start + 32]
+            read_ones = list(pool.map(read, some))
+            images = [image for image, why in read_ones if not why]
+            rankings = iter(rank(model, columns, images) if images else [])
+            for name, (_, why) in zip(some, read_ones):
+                yield name, None if why else next(rankings), why
+
+
+def rank(model, columns, images):
+    """For each image, [(letter, probability)], the likeliest first."""
+    return [
+        [(columns[index], float(row[index])) for index in np.argsort(-row)]
+        for row in np.asarray(model.predict_on_batch(np.stack(images)))
+    ]
+
+
+def print_letter(name, ranking, label, as_json, output):
+    (letter, sure), (second, less) = ranking[:2]
+    if as_json:
+        best = {each: round(probability, 6) for each, probability in ranking[:3]}
+        facts = {"picture": name, "letter": letter, "probability": best[letter], "best": best}
+        print(json.dumps(facts | {"class": label or None}), file=output, flush=True)
+    else:
+        truth = f", but it is {label}" if label and label != letter else ""
+        print(f"{shown([name])}: {letter} {sure:.3f}, then {second} {less:.3f}{truth}", file=output)
+
+
+def print_unread(name, why, as_json, output):
+    line = json.dumps({"picture": name, "error": why}) if as_json else f"{shown([name])}: {why}"
+    print(line, file=output, flush=True)
+
+
+def show_page(model, columns, port):
+    """A page on this machine alone, for the camera and the photographs of whoever looks at it."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+    try:
+        import gradio
+    except ImportError:
+        raise UserError("--page needs Gradio: pip install gradio==6.31.0") from None
+
+    def three_best(image):
+        return dict(rank(model, columns, [image])[0][:3])
+
+    def read_frame(frame):
+        if frame is None:
+            return None, None
+        side = min(frame.shape[:2])
+        top, left = (frame.shape[0] - side) // 2, (frame.shape[1] - side) // 2
+        square = frame[top : top + side, left : left + side]
+        return square, three_best(fit(np.ascontiguousarray(square[:, :, ::-1])))
+
+    def read_file(data):
+        if data is None:
+            return None, None
+        try:
+            image = decode(data)
+        except NoImage as error:
+            gradio.Warning(f"not read: {error}")
+            return None, None
+        return image[:, :, ::-1], three_best(image)
+
+    with tempfile.TemporaryDirectory(prefix="asl-page-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        with gradio.Blocks(
+            title="ASL letters", analytics_enabled=False, delete_cache=(60, 60)
+        ) as page:
+            gradio.Markdown(
+                "# Which letter is it?\nHold one hand in the square, before a plain wall."
+            )
+            with gradio.Row():
+                options = gradio.WebcamOptions(mirror=False)
+                camera = gradio.Image(
+                    sources=["webcam"], streaming=True, webcam_options=options, label="camera"
+                )
+                square = gradio.Image(
+                    label="the middle square, which is read", interactive=False, buttons=[]
+                )
+                letter = gradio.Label(label="letter", num_top_classes=3)
+            with gradio.Row():
+                file = gradio.File(label="a photograph", file_types=["image"], type="binary")
+                seen = gradio.Image(label="as the network sees it", interactive=False, buttons=[])
+                its_letter = gradio.Label(label="its letter", num_top_classes=3)
+            hidden = {"show_progress": "hidden", "api_visibility": "private"}
+            camera.stream(
+                read_frame, camera, [square, letter], stream_every=0.2, time_limit=None, **hidden
+            )
+            file.change(read_file, file, [seen, its_letter], **hidden)
+        print(f"page http://127.0.0.1:{port} on this machine alone; from elsewhere, first")
+        print(f"  ssh -L {port}:127.0.0.1:{port} THIS_MACHINE")
+        page.launch(
+            server_name="127.0.0.1",
+            server_port=port,
+            share=False,
+            quiet=True,
+            footer_links=[],
+            max_file_size="20mb",
+            ssr_mode=False,
+        )
+
+
 # ---- the network and its weights ----
 
 
-def load_model(folder, network):
-    """The network of model.json, with no weights yet; network: class_names.json."""
+def load_model(folder, network, weights):
+    """The network of model.json with the weights of a file; network: class_names.json."""
     path = folder / "model.json"
     with reading(path, "training.py"):
         if crc32(path) != network["files"]["model.json"]:
@@ -86,7 +371,16 @@ def load_model(folder, network):
         model = model_from_json(path.read_text(encoding="utf-8"))
         if not isinstance(model, Sequential):
             raise TypeError("no Sequential network")
+    with reading(weights, "training.py"):
+        model.load_weights(weights)
     return model
+
+
+def choose_weights(options, network):
+    """(file, what is known of its run, its epoch) of the named weights, or else of the best."""
+    if options.weights:
+        return options.weights, *origin(options.weights)
+    return best_weights(options.checkpoint, options.weights_full, network)
 
 
 def best_weights(checkpoint, weights_full, network):

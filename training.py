@@ -3,10 +3,12 @@
 Reads what preprocess.py wrote in Numpy_folder/ and writes
     Checkpoint/weights.{epoch:02d}-{val_loss:.2f}.hdf5   after each epoch, for Keras to go on from
     Checkpoint/run.json, history.csv                     settings, loss and accuracy of each epoch
+    Checkpoint/history.png                               the same as curves
     Weights_Full/model.json, model_weights.h5            the network and its last weights
     Weights_Full/class_names.json                        the class of each output
 The same command, without --fresh, goes on after the last epoch, and ends as if never stopped.
 
+    python training.py --dry-run
     python training.py
     python training.py --precision mixed_bfloat16 --epochs 100
 """
@@ -26,10 +28,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
 from preprocess import HERE, IMAGE_SIZE, UserError, between, check_room, checksums, crc32
-from preprocess import importing, is_memory, load_dataset, load_split, locked, number, read_json
-from preprocess import reading, replacing, run_main, same_command, write_json
+from preprocess import existing, importing, is_memory, load_dataset, load_split, locked, number
+from preprocess import picture, read_json, reading, replacing, run_main, same_command, write_json
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # or TensorFlow logs eight lines at its import
+# keras imports these where they are installed, which takes a second and is for pictures alone.
+later = {"matplotlib", "pandas", "sklearn"} - sys.modules.keys()
+sys.modules.update(dict.fromkeys(later))  # None: can't be imported now
 with importing():
     import h5py
     import keras
@@ -41,6 +46,8 @@ with importing():
     keras.config.set_image_data_format("channels_last")  # whatever ~/.keras/keras.json says
     keras.config.set_floatx("float32")
     keras.config.set_epsilon(1e-7)
+for name in later:
+    del sys.modules[name]
 logging.getLogger("absl").setLevel(logging.ERROR)  # keras warns at each .hdf5
 
 
@@ -103,7 +110,7 @@ def main(argv=None):
         Batches(*load_split(options.numpy_folder, split, dataset), options.batch_size)
         for split in ("train", "validation")
     )
-    with locked(options.checkpoint), locked(options.weights_full):
+    with folders_to_write(options):
         run = Run(options, dataset)
 
         keras.config.set_dtype_policy(options.precision)
@@ -118,6 +125,8 @@ def main(argv=None):
         model.summary()
         print(f"train {number(len(train.images), 'image')}, validation {len(validation.images):,}")
         print_device(options.precision)
+        if options.dry_run:
+            return try_out(model, train, validation, run)
 
         run.begin(model)
         write_network(options.weights_full, architecture, run)
@@ -157,6 +166,8 @@ def parse_options(argv):
     about = "keep the last N checkpoints and the best (default: all)"
     add("--keep", type=between(int, 1), metavar="N", help=about)
     add("--fresh", action="store_true", help="start over; old files move aside (default: go on)")
+    about = "try one batch and a checkpoint, say how long the run would take (default: train)"
+    add("--dry-run", action="store_true", help=about)
     add_folders(parser)
     return parser.parse_args(argv)
 
@@ -187,7 +198,7 @@ class Batches(keras.utils.PyDataset):
         self.order = np.arange(len(images))
 
     def __len__(self):
-        return math.ceil(len(self.images) / self.batch_size)
+        return math.ceil(len(self.order) / self.batch_size)
 
     def __getitem__(self, index):
         rows = self.order[index * self.batch_size : (index + 1) * self.batch_size]
@@ -246,6 +257,53 @@ def print_device(precision):
         print(f"warning: Keras does not see {gpu}; mend it with: pip install '{remedy}'")
 
 
+def try_out(model, train, validation, run):
+    """Train and validate a few batches, write, read and remove a checkpoint; say what the whole
+    run would take. Leaves nothing behind."""
+    options = run.options
+    run.check_room(model)
+    with run.telling_how_to_go_on():
+        step = seconds_per_batch(train, lambda part: model.fit(part, shuffle=False, verbose=0))
+        look = seconds_per_batch(validation, lambda part: model.evaluate(part, verbose=0))
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=existing(run.folder)) as folder:
+        path = Path(folder) / "checkpoint.hdf5"
+        model.save(path)
+        written = time.perf_counter() - begin
+        restore(model, path)
+        size = path.stat().st_size
+    epoch = step * len(train) + look * len(validation) + written
+    epochs = options.epochs - len(run.epochs)
+    print(
+        f"dry run: {options.batch_size} images fit into memory and take {step:.3g} s, "
+        f"a checkpoint {written:.2g} s and {size / 1e6:.0f} MB"
+    )
+    print(f"an epoch takes about {in_words(epoch)}, ", end="")
+    print(f"the {number(epochs, 'epoch')} to come {in_words(epoch * epochs)}; nothing was kept")
+
+
+def seconds_per_batch(batches, go_through):
+    """Seconds that a batch takes, from a first one, which also builds the graph, and some more."""
+    order, batches.order = batches.order, batches.order[: batches.batch_size]
+    go_through(batches)
+    begin = time.perf_counter()
+    go_through(batches)
+    some = min(100, math.ceil(1 / (time.perf_counter() - begin)))  # for a second or so
+    batches.order = order[: batches.batch_size * some]
+    begin = time.perf_counter()
+    go_through(batches)
+    seconds, number_of_batches = time.perf_counter() - begin, len(batches)
+    batches.order = order
+    return seconds / number_of_batches
+
+
+def in_words(seconds):
+    """A duration: "50 s", "4 min", "2.3 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 def first_nvidia_gpu():
     """Name of the first GPU that nvidia-smi lists, "" where there is none."""
     try:
@@ -278,8 +336,6 @@ class Run(keras.callbacks.Callback):
         self.settings = {name: getattr(options, name) for name in SETTINGS}
         self.settings |= {"backend": keras.backend.backend(), "data": dataset["files"]}
         self.epochs = []
-        for folder in (options.checkpoint, options.weights_full):
-            tempfile.TemporaryFile(dir=folder).close()  # fail now rather than after an epoch
         if not options.fresh:
             for path in (self.folder / "run.json", options.weights_full / "class_names.json"):
                 if path.exists():
@@ -346,9 +402,9 @@ class Run(keras.callbacks.Callback):
 
     def put_aside(self):
         """Move an earlier run's files to Checkpoint/old-<time>/, run.json first."""
-        files = [self.folder / "run.json", self.folder / "history.csv"]
+        files = [self.folder / name for name in ("run.json", "history.csv", "history.png")]
         files += self.folder.glob(CHECKPOINTS)
-        files += [self.options.weights_full / name for name in WEIGHTS_FULL]
+        files += self.options.weights_full.glob("*.[hjp]*")  # the network, and test.py's of it
         if files := [path for path in files if path.exists()]:
             old = self.folder / time.strftime("old-%Y%m%d-%H%M%S")
             old.mkdir()
@@ -375,12 +431,15 @@ class Run(keras.callbacks.Callback):
                     (self.folder / row["file"]).unlink()
 
     def write(self):
-        """Write history.csv, for people, and run.json, from which the run goes on."""
+        """Write history.csv and .png, for people, and run.json, from which the run goes on."""
         with replacing(self.folder / "history.csv") as partial:
             with open(partial, "w", newline="") as file:
                 writer = csv.DictWriter(file, ("epoch", *METRICS), extrasaction="ignore")
                 writer.writeheader()
                 writer.writerows(self.epochs)
+        if self.epochs:
+            with picture(self.folder / "history.png") as partial:
+                draw_history(partial, self.epochs)
         facts = {"settings": self.settings, "classes": self.classes, "columns": self.columns}
         write_json(self.folder / "run.json", {**facts, "epochs": self.epochs})
 
@@ -404,6 +463,47 @@ class Run(keras.callbacks.Callback):
             f"best epoch {best['epoch']}: val_loss {best['val_loss']:.4g}, "
             f"val_accuracy {best['val_accuracy']:.4f}"
         )
+
+
+@contextmanager
+def folders_to_write(options):
+    """Keep other runs out of the folders, and fail now if one can't be written, rather than after
+    an epoch. A dry run writes nothing there."""
+    if options.dry_run:
+        yield
+        return
+    with locked(options.checkpoint), locked(options.weights_full):
+        for folder in (options.checkpoint, options.weights_full):
+            tempfile.TemporaryFile(dir=folder).close()
+        yield
+
+
+def draw_history(path, epochs):
+    """Draw loss and accuracy of all epochs, of training and validation, the best one marked."""
+    from matplotlib.figure import Figure  # takes half a second
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    best = best_first(epochs)[0]
+    numbers = [row["epoch"] for row in epochs]
+    figure = Figure(figsize=(10, 4.2), dpi=100, layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy")):
+        axes.plot(numbers, [row[name] for row in epochs], "o-", c="#0072B2", ms=4, label="training")
+        values = [row[f"val_{name}"] for row in epochs]
+        axes.plot(numbers, values, "s--", c="#D55E00", ms=4, label="validation")
+        value = best[f"val_{name}"]
+        axes.plot(best["epoch"], value, "*", c="black", ms=16, label=f"best: {value:.4g}")
+        axes.set_xlabel(f"epoch (best: {best['epoch']})", fontsize=13)
+        axes.set_ylabel(name, fontsize=13)
+        axes.tick_params(labelsize=12)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=12)
+        if name == "loss":
+            axes.set_yscale("log")  # one epoch of ten times the loss hides all others
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+    figure.savefig(path)
 
 
 def load_run(folder):
@@ -461,8 +561,6 @@ def restore(model, path):
 
 
 # ---- Weights_Full/: the trained network ----
-
-WEIGHTS_FULL = ("class_names.json", "model.json", "model_weights.h5")
 
 
 def write_network(folder, architecture, run, model=None):

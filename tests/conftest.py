@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 import preprocess  # noqa: E402
 
 ARRAYS = [f"{split}_{kind}.npy" for split in preprocess.SPLITS for kind in ("set", "classes")]
+WRITTEN = {*ARRAYS, "samples.jpg", "dataset.json"}  # by preprocess.py
 TRAINING = ("--epochs", "3", "--batch-size", "8", "--learning-rate", "0.01", "--momentum", "0.9")
 
 

@@ -30,8 +30,9 @@ def test_in_order_from_another_folder(drawings, tmp_path):
     assert list(elsewhere.iterdir()) == []
     assert said["preprocess.py"][-1] == "Data preprocessing success!"
     assert said["training.py"][-1] == "Saved model to disk"
-    assert said["test.py"][-6].startswith("##################")
-    assert said["test.py"][-5].startswith("Accuracy: ")
+    assert said["test.py"][-7].startswith("##################")
+    assert said["test.py"][-6].startswith("Accuracy: ")
+    assert "mistakes" in said["test.py"][-1]
     assert {path.name for path in project.iterdir() if path.name != "__pycache__"} == {
         *("preprocess.py", "training.py", "test.py"),
         *("asl_data", "Numpy_folder", "Checkpoint", "Weights_Full"),

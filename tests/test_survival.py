@@ -21,6 +21,7 @@ import pytest
 from conftest import (
     ARRAYS,
     ROOT,
+    WRITTEN,
     assert_same_run,
     contents,
     environment,
@@ -88,7 +89,7 @@ def test_killed_runs_leave_an_intact_set(tmp_path, request, start):
         assert {name: (out / name).read_bytes() for name in ARRAYS} in sets
         subprocess.run(command, **quiet)
         assert {name: (out / name).read_bytes() for name in ARRAYS} == sets[1]
-        assert {path.name for path in out.iterdir()} == {*ARRAYS, "dataset.json", ".lock"}
+        assert {path.name for path in out.iterdir()} == {*WRITTEN, ".lock"}
 
 
 def test_killed_between_the_moves(drawings, tmp_path, monkeypatch):

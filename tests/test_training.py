@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import cv2
 import keras
 import numpy as np
 import pytest
@@ -176,7 +177,7 @@ def test_files_and_their_names(trained):
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     names = [f"weights.{int(r['epoch']):02d}-{float(r['val_loss']):.2f}.hdf5" for r in rows]
     final = {"model.json", "model_weights.h5", "class_names.json"}
-    expected = {f"Checkpoint/{name}" for name in (*names, "history.csv", "run.json")}
+    expected = {f"Checkpoint/{name}" for name in (*names, "history.csv", "history.png", "run.json")}
     assert files(trained).keys() == expected | {f"Weights_Full/{name}" for name in final}
     classes = json.loads((trained / "Weights_Full" / "class_names.json").read_text())
     assert classes["columns"] == list("ABCDEFGHIKLMNOPQRSTUVWXY")
@@ -232,7 +233,7 @@ def test_more_epochs_go_on(dataset, trained, copy):
 def test_fresh_moves_the_old_run_aside(dataset, trained, copy):
     done = train(dataset, copy, "--fresh", "--epochs", "1", "--seed", "8", check=True)
     (old,) = (copy / "Checkpoint").glob("old-*")
-    assert f"moved 8 files of an earlier run to {old}\n" in done.stdout
+    assert f"moved 9 files of an earlier run to {old}\n" in done.stdout
     assert files(old) == {name.split("/")[1]: facts for name, facts in files(trained).items()}
     assert len(history(copy)) == 1
 
@@ -359,6 +360,72 @@ def test_all_state_is_restored(tmp_path, precision):
             assert np.array_equal(ours.numpy(), theirs.numpy()), ours.path
     assert keras.models.load_model(path).count_params() == first.count_params()
     second.save(tmp_path / "again.hdf5")
+
+
+# ---- curves, and a run that is tried out ----
+
+
+def row(epoch, val_loss):
+    return dict(epoch=epoch, loss=1 / epoch, accuracy=0.9, val_loss=val_loss, val_accuracy=0.8)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 100])
+def test_curves_of_any_number_of_epochs(tmp_path, epochs):
+    training.draw_history(tmp_path / "h.png", [row(n, 5 / n) for n in range(1, epochs + 1)])
+    picture = cv2.imread(str(tmp_path / "h.png"))
+    assert picture.shape == (420, 1000, 3) and 150 < picture.mean() < 254
+
+
+def test_curves_that_cannot_be_drawn_cost_a_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    callback = small_run(tmp_path)
+    callback.epochs = [row(1, 0.5)]
+    callback.write()
+    assert "history.png can't be written (" in capsys.readouterr().out
+    assert (tmp_path / "run.json").exists() and not (tmp_path / "history.png").exists()
+
+
+def test_pictures_are_imported_when_they_are_drawn():
+    assert not {"matplotlib", "pandas", "sklearn", "gradio"} & imported_by("training")
+
+
+def imported_by(module):
+    code = f"import {module}, sys; print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("where", ["nowhere", "a finished run"])
+def test_dry_run_leaves_nothing(dataset, copy, tmp_path, where):
+    """Neither a file nor a folder; the same checks as before a run."""
+    folder = copy if where == "a finished run" else tmp_path / "new" / "run"
+    before = everything(tmp_path)
+    done = train(dataset, folder, "--epochs", "5", "--dry-run", check=True)
+    left = 2 if where == "a finished run" else 5
+    assert re.search(
+        r"\ndry run: 8 images fit into memory and take [\d.]+ s, a checkpoint [\d.]+ s and 22. MB\n"
+        rf"an epoch takes about \d+ s, the {left} epochs to come \d+ (s|min); nothing was kept\n$",
+        done.stdout,
+    )
+    assert everything(tmp_path) == before
+
+
+def everything(folder):
+    """The folders and files below a folder, and when each file changed."""
+    return {path: path.is_file() and path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_dry_run_says_what_the_run_would_say(dataset, copy):
+    with pytest.raises(preprocess.UserError, match="with learning rate 0.01, not 0.5"):
+        in_process(dataset, copy, "--learning-rate", "0.5", "--dry-run")
+
+
+@pytest.mark.parametrize(
+    "seconds, words", [(3.4, "3 s"), (99, "99 s"), (300, "5 min"), (8400, "2.3 h")]
+)
+def test_durations_in_words(seconds, words):
+    assert training.in_words(seconds) == words
 
 
 # ---- mistakes ----
