@@ -30,7 +30,7 @@ import zipfile
 import zlib
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**27))  # read when cv2 is imported
@@ -66,7 +66,7 @@ def main(argv=None):
     random.Random(options.seed).shuffle(listing)
     listing = [(name, label) for name, label in listing if label in classes]
 
-    with new_dataset(options.numpy_folder) as folder:
+    with new_dataset(options.numpy_folder) as folder:  # which moves there when the block ends
         check_room(folder, len(listing) * (IMAGE_SIZE * IMAGE_SIZE * 3 + len(columns) * 4))
         splits, skipped = write_splits(
             folder, source, listing, columns, options.train, options.validation
@@ -91,7 +91,8 @@ def main(argv=None):
             },
         )
     print_counts(classes, counts)
-    print(f"look at {options.numpy_folder / 'samples.jpg'} before you train")
+    if (samples := options.numpy_folder / "samples.jpg").exists():
+        print(f"look at {samples} before you train")
     print("Data preprocessing success!")
 
 
@@ -152,7 +153,7 @@ class Folder:
             below = Path(parent).relative_to(path)
             if not below.parts:
                 folders[:] = [folder for folder in folders if folder not in but]
-            if len(below.parts) == 6:  # the Kaggle archive goes three deep
+            if len(below.parts) == 6:  # a link may lead round in circles; Kaggle goes three deep
                 folders.clear()
             self.names += [(below / file).as_posix() for file in files]
 
@@ -219,12 +220,14 @@ def find_source(path, wanted):
     """
     found, names = [], []
     for source in sources(path):
-        listing = list_images(source.names)
+        listing = list_images(source.names, wanted)
         labels = {label for _, label in listing}
-        if len(labels) > 1 if wanted == ["all"] else labels >= set(wanted):
+        has_all_wanted = len(labels) > 1 if wanted == ["all"] else labels >= set(wanted)
+        if has_all_wanted:
             found = [(source, listing)]
             break
-        found += [(source, listing)] if listing else []
+        if listing:
+            found.append((source, listing))
         names += source.names
     if not found:
         example = f" ({number(len(names), 'file')}, such as {shown(names[:1])})" if names else ""
@@ -239,7 +242,7 @@ def sources(path):
     zips = sorted(each for each in folder.glob("*") if each.suffix.lower() == ".zip")
     if path:
         yield Folder(path) if path.is_dir() else Archive(path)
-        yield from map(Archive, zips if len(zips) == 1 else [])  # of several, which is meant?
+        yield from map(Archive, zips if len(zips) == 1 else [])  # which one is meant is plain
     else:
         yield Folder(folder / "new")
         yield Folder(folder, but=("new", "demo"))
@@ -247,11 +250,12 @@ def sources(path):
         yield Folder(folder / "demo")
 
 
-def list_images(names):
+def list_images(names, wanted=()):
     """[(name, label)] of the images among the files, sorted by name.
 
-    The class is the folder, as in A/1.jpg, or else the start of the name, as in A_1.jpg. The
-    layout with the most images counts, wherever it lies; one of two classes or more comes first.
+    The class is the folder, as in A/1.jpg, or else the start of the name, as in A_1.jpg. Of all
+    such layouts, wherever they lie, that with the most wanted classes counts; of several that
+    with two classes or more, and of these that with the most images.
     """
     layouts = {}
     for name in sorted(names):
@@ -261,8 +265,12 @@ def list_images(names):
                 layouts.setdefault((path.parent.parent, "folders"), []).append((name, label))
             if label := name_label(path):
                 layouts.setdefault((path.parent, "flat"), []).append((name, label))
-    several = [images for images in layouts.values() if len({label for _, label in images}) > 1]
-    return max(several or layouts.values(), key=len, default=[])
+
+    def merit(images):
+        labels = {label for _, label in images}
+        return len(labels & set(wanted)), len(labels) > 1, len(images)
+
+    return max(layouts.values(), key=merit, default=[])
 
 
 def folder_label(path):
@@ -362,7 +370,7 @@ def split_counts(label, total, train, validation):
     """
     if total > (train or TRAIN) + (validation or VALIDATION):
         return train or TRAIN, validation or VALIDATION
-    if not train:
+    if not train:  # 8 of 12, or 8 of the 9 that are left for training and test
         train = (total - validation) * 8 // 9 if validation else min(total * 8 // 12, total - 2)
     if not validation:
         validation = max(1, (total - train) * 3 // 4)
@@ -382,9 +390,9 @@ def write_splits(folder, source, listing, columns, train_count, validation_count
     skipped, {name: why}: the next image takes the place of each."""
     classes = {label for _, label in listing}
     skipped = {}
-    while True:
+    while True:  # at most twice: the first time reads every image, so it finds all bad ones
         if lost := classes - {label for _, label in listing}:
-            raise UserError(f"class {min(lost)} has no image that can be read")
+            raise UserError(f"class {min(lost)} has no image that can be used")
         splits = deal(listing, train_count, validation_count)
         bad = write_arrays(folder, source, splits, columns)
         if not bad:
@@ -410,12 +418,12 @@ def write_arrays(folder, source, splits, columns):
         with open(folder / f"{split}_set.npy", "wb") as file:
             write_header(file, "|u1", shape)
             # zip asks `images` last: the other way round it would take one too many at the end.
-            for (name, _), (image, checksum) in zip(splits[split], images):
+            for (name, _), (image, checksum_or_why) in zip(splits[split], images):
                 if image is None:
-                    bad[name] = checksum
-                    continue
-                file.write(image)
-                seen.setdefault(checksum, []).append(name)
+                    bad[name] = checksum_or_why
+                else:
+                    file.write(image)
+                    seen.setdefault(checksum_or_why, []).append(name)
         indices = [columns.index(label) for _, label in splits[split]]
         with open(folder / f"{split}_classes.npy", "wb") as file:
             write_header(file, "<f4", (len(indices), len(columns)))
@@ -432,40 +440,36 @@ def write_header(file, dtype, shape):
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def read_images(source, names):
-    """Yield (image, checksum of its file) in order, or (None, why) of what is no image.
+def read_images(source, names, skip=NoImage):
+    """Yield (image, checksum of its file) in order, or (None, why) where an error in `skip` says
+    why there is none.
 
-    Read by all cores, a few ahead: memory does not grow.
+    image: uint8 (224, 224, 3), BGR. Read by all cores, a few ahead: memory does not grow.
     """
     cores = os.cpu_count() or 1
     waiting = deque()
     with ThreadPoolExecutor(cores) as pool:
         for start in range(0, len(names), 16):  # handing over images one at a time takes 1/5 more
-            waiting.append(pool.submit(read_block, source, names[start : start + 16]))
+            waiting.append(pool.submit(read_block, source, names[start : start + 16], skip))
             if len(waiting) > 2 * cores:
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
 
 
-def read_block(source, names):
+def read_block(source, names, skip=NoImage):
     block = []
     for name in names:
         try:
             data = source.read(name)
             block.append((decode(data), hashlib.sha256(data).digest()))
-        except NoImage as error:
-            block.append((None, str(error)))
+        except skip as error:
+            block.append((None, one_line(error)))
     return block
 
 
-def read_image(source, name):
-    """An image as the network gets it, uint8 (224, 224, 3), BGR; NoImage if it can't be read."""
-    return decode(source.read(name))
-
-
 def decode(data):
-    """An image's file, as bytes, as the network gets it."""
+    """The bytes of an image's file as the network gets it, uint8 (224, 224, 3), BGR."""
     if not data:
         raise NoImage("empty")
     try:
@@ -549,9 +553,9 @@ def load_array(path, shape, dtype, dataset):
 # ---- files that survive a kill: one rule for each folder that a step writes ----
 #
 # The folder's JSON file lists the folder's files with their CRC-32. It is written last, under
-# another name first, and only a run that holds the folder's lock writes there. So what the JSON
-# lists is intact, whenever the run is killed. training.py and test.py import this; nothing here
-# is about hands.
+# another name first, and only a run that holds the folder's lock writes it and what it lists. So
+# what the JSON lists is intact, whenever the run is killed. training.py and test.py import this;
+# nothing here is about hands.
 
 REMEDIES = {
     errno.EACCES: "; change its permissions, or name another place",
@@ -631,6 +635,7 @@ def finish_move(folder):
     """Move an intact new data set to its place, also where a killed run left off."""
     new = folder / ".whole"
     if new.exists():
+        (folder / "samples.jpg").unlink(missing_ok=True)  # of the old set; the new may have none
         for file in new.iterdir():
             # Removed first: ext4 flushes a file that replaces another, which takes seconds.
             (folder / file.name).unlink(missing_ok=True)
@@ -665,6 +670,8 @@ def picture(path):
             yield partial
     except Exception as error:  # whatever the drawing libraries or the disk say
         print(f"warning: {path} can't be written ({one_line(error) or type(error).__name__})")
+        with suppress(OSError):
+            path.unlink()  # of an earlier run
 
 
 def write_json(path, facts):
@@ -703,7 +710,10 @@ def crc32(path):
 
 @contextmanager
 def reading(path, step):
-    """Around the reading of a file that a step wrote: what is wrong with it becomes a UserError."""
+    """Around the reading of a file that a step wrote: what is wrong with it becomes a UserError.
+
+    step: the script that writes the file anew, with its option if that takes one.
+    """
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is no file")  # a pipe would wait for a writer
     try:
@@ -753,15 +763,17 @@ def number(count, what):
     return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
-def shown(names, most=10, between=", "):
+def shown(names, most=10, separator=", "):
     """Names in one line, what can't be printed in them escaped."""
-    more = f"{between}... {len(names) - most:,} more" if len(names) > most else ""
+    more = f"{separator}... {len(names) - most:,} more" if len(names) > most else ""
     names = [name if name.isprintable() else repr(name) for name in names[:most]]
-    return between.join(names) + more
+    return separator.join(names) + more
 
 
 def one_line(error):
-    return " ".join(str(error).split())[:200]
+    """What an error says; of one of the system, the reason alone."""
+    text = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+    return " ".join(text.split())[:200]
 
 
 def same_command():
@@ -793,9 +805,8 @@ def ending_in_one_line():
         if not isinstance(error, OSError):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        reason = os.strerror(error.errno) if error.errno else one_line(error)
         remedy = REMEDIES.get(error.errno, "").format(same_command())
-        sys.exit(f"{name}: {where}{reason}{remedy}")
+        sys.exit(f"{name}: {where}{one_line(error)}{remedy}")
 
 
 @contextmanager

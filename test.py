@@ -16,17 +16,17 @@ With --page it shows a page that reads the camera of whoever looks at it.
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path, PurePosixPath
 
 sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
 from preprocess import SUFFIXES, UNREAD, Archive, Folder, NoImage, UserError, between, crc32, decode
 from preprocess import fit, importing, is_image, list_images, load_dataset, load_split, number
-from preprocess import picture, read_image, reading, run_main, shown
+from preprocess import picture, read_images, reading, run_main, shown
 from training import Batches, add_folders, best_intact, is_intact, load_class_names, load_run
 
 with importing():
@@ -43,9 +43,10 @@ def main(argv=None):
     images, labels = load_split(options.numpy_folder, "test", dataset)
 
     network = load_class_names(options.weights_full)
-    weights, run, epoch = choose_weights(options, network)
-    check_classes(run or network, dataset)
-    check_data(weights, run, dataset, named=options.weights)
+    weights, trained, epoch = choose_weights(options, network)
+    check_classes(trained, dataset)
+    if epoch:
+        check_data(weights, trained, dataset, named=options.weights)
 
     model = load_model(options.weights_full, network, weights)
     model.summary()
@@ -162,12 +163,12 @@ def draw_mistakes(folder, dataset, images, expected, probabilities):
         from matplotlib.figure import Figure
 
         columns, names = dataset["columns"], dataset["rows"]["test"]
-        shown_ones = wrong[:24]
-        wide = min(6, len(shown_ones))
-        rows = -(-len(shown_ones) // wide)
+        surest_wrong = wrong[:24]
+        wide = min(6, len(surest_wrong))
+        rows = math.ceil(len(surest_wrong) / wide)
         figure = Figure(figsize=(max(4, 2.1 * wide), 0.5 + 2.6 * rows), layout="constrained")
         figure.suptitle(f"{len(wrong):,} of {len(expected):,} wrong, the surest first", fontsize=13)
-        for place, index in enumerate(shown_ones):
+        for place, index in enumerate(surest_wrong):
             axes = figure.add_subplot(rows, wide, place + 1)
             axes.imshow(images[index][:, :, ::-1])  # BGR
             axes.set_axis_off()
@@ -190,37 +191,34 @@ def read_letters(options):
     network = load_class_names(options.weights_full)
     output = sys.stdout
     with redirect_stdout(sys.stderr) if options.json else nullcontext():  # JSON and nothing else
-        weights, run, epoch = choose_weights(options, network)
+        weights, trained, epoch = choose_weights(options, network)
         model = load_model(options.weights_full, network, weights)
         print_weights(weights, epoch)
-        run = run or network
         if options.page:
-            show_page(model, run["columns"], options.page)
+            show_page(model, trained["columns"], options.page)
         else:
-            name_pictures(model, run, options, output)
+            name_pictures(model, trained, options, output)
 
 
-def name_pictures(model, run, options, output):
+def name_pictures(model, trained, options, output):
     """Print a line a picture and, of those whose class is known, the accuracy."""
-    columns, classes = run["columns"], set(run["classes"])
-    expected, predicted, unknown, unread = [], [], set(), 0
+    columns, classes = trained["columns"], trained["classes"]
+    expected, predicted, others, unread = [], [], set(), 0
     for source, names in picture_sources(options.pictures):
-        labels = dict(list_images(names))
+        labels = dict(list_images(names, classes))
+        known = {name: label for name, label in labels.items() if label in classes}
+        if known:
+            others |= set(labels.values()) - set(classes)
         for name, ranking, why in rank_pictures(model, columns, source, names):
-            shown_name, label = str(source.path / name), labels.get(name)
+            print_picture(str(source.path / name), ranking, why, known.get(name), options, output)
             if why:
-                print_unread(shown_name, why, options.json, output)
                 unread += 1
-                continue
-            print_letter(shown_name, ranking, label in classes and label, options.json, output)
-            if label in classes:
-                expected.append(columns.index(label))
+            elif name in known:
+                expected.append(columns.index(known[name]))
                 predicted.append(columns.index(ranking[0][0]))
-            elif label and classes & set(labels.values()):
-                unknown.add(label)
     if expected:
-        if unknown:
-            print(f"not counted: {shown(sorted(unknown))}, not among {shown(sorted(classes), 40)}")
+        if others:
+            print(f"not counted: {shown(sorted(others))}, not among {shown(classes, 40)}")
         print_accuracy(columns, np.array(expected), np.array(predicted))
     if unread:
         raise UserError(f"{number(unread, 'picture')} can't be read")
@@ -236,7 +234,8 @@ class Files(Folder):
 def picture_sources(paths):
     """Yield (Folder or Archive, [name of a picture]) for what is given; single files are one."""
     if files := [path for path in paths if not path.is_dir() and path.suffix.lower() != ".zip"]:
-        yield Files(files), [path.as_posix() for path in files]
+        source = Files(files)
+        yield source, source.names
     for path in paths:
         if path not in files:
             source = Folder(path) if path.is_dir() else Archive(path)
@@ -248,23 +247,13 @@ def picture_sources(paths):
 
 def rank_pictures(model, columns, source, names):
     """Yield (name, its ranking, None), or (name, None, why it can't be read)."""
-
-    def read(name):
-        try:
-            return read_image(source, name), None
-        except NoImage as error:
-            return None, str(error)
-        except OSError as error:
-            return None, os.strerror(error.errno) if error.errno else str(error)
-
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(names), 32):  # a few at a time: memory does not grow
-            some = names[start : start + 32]
-            read_ones = list(pool.map(read, some))
-            images = [image for image, why in read_ones if not why]
-            rankings = iter(rank(model, columns, images) if images else [])
-            for name, (_, why) in zip(some, read_ones):
-                yield name, None if why else next(rankings), why
+    for start in range(0, len(names), 32):
+        some = names[start : start + 32]
+        found = list(read_images(source, some, skip=(NoImage, OSError)))
+        images = [image for image, _ in found if image is not None]
+        rankings = iter(rank(model, columns, images) if images else [])
+        for name, (image, why) in zip(some, found):
+            yield (name, None, why) if image is None else (name, next(rankings), None)
 
 
 def rank(model, columns, images):
@@ -275,20 +264,21 @@ def rank(model, columns, images):
     ]
 
 
-def print_letter(name, ranking, label, as_json, output):
-    (letter, sure), (second, less) = ranking[:2]
-    if as_json:
-        best = {each: round(probability, 6) for each, probability in ranking[:3]}
-        facts = {"picture": name, "letter": letter, "probability": best[letter], "best": best}
-        print(json.dumps(facts | {"class": label or None}), file=output, flush=True)
+def print_picture(name, ranking, why, label, options, output):
+    """Print what was read in a picture, or why it can't be read; label: its class, if known."""
+    if why:
+        facts, text = {"error": why}, why
     else:
-        truth = f", but it is {label}" if label and label != letter else ""
-        print(f"{shown([name])}: {letter} {sure:.3f}, then {second} {less:.3f}{truth}", file=output)
-
-
-def print_unread(name, why, as_json, output):
-    line = json.dumps({"picture": name, "error": why}) if as_json else f"{shown([name])}: {why}"
-    print(line, file=output, flush=True)
+        (letter, sure), (second, less) = ranking[:2]
+        best = {each: round(probability, 6) for each, probability in ranking[:3]}
+        facts = {"letter": letter, "probability": best[letter], "best": best, "class": label}
+        text = f"{letter} {sure:.3f}, then {second} {less:.3f}"
+        if label and label != letter:
+            text += f", but it is {label}"
+    if options.json:
+        print(json.dumps({"picture": name} | facts), file=output, flush=True)
+    else:
+        print(f"{shown([name])}: {text}")
 
 
 def show_page(model, columns, port):
@@ -303,6 +293,7 @@ def show_page(model, columns, port):
         return dict(rank(model, columns, [image])[0][:3])
 
     def read_frame(frame):
+        """The middle square, as the photographs are square, and its letters; frame: RGB."""
         if frame is None:
             return None, None
         side = min(frame.shape[:2])
@@ -311,6 +302,7 @@ def show_page(model, columns, port):
         return square, three_best(fit(np.ascontiguousarray(square[:, :, ::-1])))
 
     def read_file(data):
+        """The picture in a file, squeezed as by preprocess.py, and its letters."""
         if data is None:
             return None, None
         try:
@@ -329,9 +321,9 @@ def show_page(model, columns, port):
                 "# Which letter is it?\nHold one hand in the square, before a plain wall."
             )
             with gradio.Row():
-                options = gradio.WebcamOptions(mirror=False)
+                webcam = gradio.WebcamOptions(mirror=False)
                 camera = gradio.Image(
-                    sources=["webcam"], streaming=True, webcam_options=options, label="camera"
+                    sources=["webcam"], streaming=True, webcam_options=webcam, label="camera"
                 )
                 square = gradio.Image(
                     label="the middle square, which is read", interactive=False, buttons=[]
@@ -377,9 +369,14 @@ def load_model(folder, network, weights):
 
 
 def choose_weights(options, network):
-    """(file, what is known of its run, its epoch) of the named weights, or else of the best."""
+    """(file, what it was trained on, its epoch) of the named weights, or else of the best.
+
+    network: class_names.json, which also says what weights were trained on of which nothing else
+    is known; their epoch is None.
+    """
     if options.weights:
-        return options.weights, *origin(options.weights)
+        run, epoch = origin(options.weights)
+        return options.weights, run or network, epoch
     return best_weights(options.checkpoint, options.weights_full, network)
 
 
@@ -418,18 +415,19 @@ def origin(path):
     return run, epoch
 
 
-def check_classes(run, dataset):
+def check_classes(trained, dataset):
     """Refuse data of letters that the network does not know."""
-    if run["columns"] != dataset["columns"] or not set(dataset["classes"]) <= set(run["classes"]):
+    unknown = set(dataset["classes"]) - set(trained["classes"])
+    if unknown or trained["columns"] != dataset["columns"]:
         raise UserError(
-            f"the network was trained on {shown(run['classes'], 40, ' ')}, the data holds "
+            f"the network was trained on {shown(trained['classes'], 40, ' ')}, the data holds "
             f"{shown(dataset['classes'], 40, ' ')}: run training.py on this data"
         )
 
 
-def check_data(path, run, dataset, named):
+def check_data(path, trained, dataset, named):
     """Refuse weights of other data, which may hold test images of now, unless they are named."""
-    if run and run["settings"]["data"] != dataset["files"]:
+    if trained["settings"]["data"] != dataset["files"]:
         if not named:
             raise UserError(
                 f"{path} was trained on other data than this, which may hold test images of now: "

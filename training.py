@@ -111,7 +111,7 @@ def main(argv=None):
         for split in ("train", "validation")
     )
     with folders_to_write(options):
-        run = Run(options, dataset)
+        run = Run(options, dataset)  # which reads how far it got
 
         keras.config.set_dtype_policy(options.precision)
         keras.utils.set_random_seed(options.seed)
@@ -129,7 +129,7 @@ def main(argv=None):
             return try_out(model, train, validation, run)
 
         run.begin(model)
-        write_network(options.weights_full, architecture, run)
+        write_network(options.weights_full, architecture, run)  # so that test.py can test meanwhile
         if len(run.epochs) >= options.epochs:
             print(f"finished before, after epoch {len(run.epochs)}; --epochs gives it more")
         else:
@@ -326,6 +326,8 @@ class Run(keras.callbacks.Callback):
     settings: all that the result depends on, but the number of epochs.
     epochs: a row for each epoch that counts, {"epoch": 1 ..., the METRICS, "file", "crc32"}.
     run.json holds both; an epoch counts if its row stands there and its file has that CRC-32.
+    To go on: `find_epochs` finds the last epoch that counts, `begin` restores the weights and the
+    optimizer, `fit` starts at the next one, and Chance draws what that one would have drawn.
     """
 
     def __init__(self, options, dataset):
@@ -340,7 +342,7 @@ class Run(keras.callbacks.Callback):
             for path in (self.folder / "run.json", options.weights_full / "class_names.json"):
                 if path.exists():
                     self.refuse_other_settings(path)
-            self.open()
+            self.find_epochs()
             self.refuse_network_of_elsewhere()
 
     def refuse_other_settings(self, path):
@@ -361,7 +363,7 @@ class Run(keras.callbacks.Callback):
                 "has no checkpoint: name its --checkpoint, or start over with --fresh"
             )
 
-    def open(self):
+    def find_epochs(self):
         """Take the epochs up to the last one whose file is intact."""
         known = (self.folder / "run.json").exists()
         listed = load_run(self.folder)["epochs"] if known else []
@@ -370,8 +372,9 @@ class Run(keras.callbacks.Callback):
             self.epochs.pop()
         if len(self.epochs) < len(listed):
             print(f"ignored: {self.folder / listed[-1]['file']} is missing or damaged")
-        # A file that run.json does not list may be of a run that was killed before it could.
-        if not self.epochs and (listed or not known and list(self.folder.glob(CHECKPOINTS))):
+        # Checkpoints without run.json may be of any run.
+        unknown = not known and list(self.folder.glob(CHECKPOINTS))
+        if not self.epochs and (listed or unknown):
             raise UserError(
                 f"no checkpoint in {self.folder} is intact and listed in its run.json; "
                 "start over with --fresh"
@@ -404,8 +407,8 @@ class Run(keras.callbacks.Callback):
         """Move an earlier run's files to Checkpoint/old-<time>/, run.json first."""
         files = [self.folder / name for name in ("run.json", "history.csv", "history.png")]
         files += self.folder.glob(CHECKPOINTS)
-        files += self.options.weights_full.glob("*.[hjp]*")  # the network, and test.py's of it
-        if files := [path for path in files if path.exists()]:
+        files += [self.options.weights_full / name for name in WEIGHTS_FULL]
+        if files := [path for path in files if path.is_file()]:
             old = self.folder / time.strftime("old-%Y%m%d-%H%M%S")
             old.mkdir()
             for path in files:
@@ -425,10 +428,10 @@ class Run(keras.callbacks.Callback):
         self.epochs.append(row | {"file": path.name, "crc32": crc32(path)})
         self.write()
         if self.options.keep:
-            there = [row for row in self.epochs if (self.folder / row["file"]).exists()]
-            for row in there[: -self.options.keep]:
-                if row != best_first(there)[0]:
-                    (self.folder / row["file"]).unlink()
+            there = [old for old in self.epochs if (self.folder / old["file"]).exists()]
+            for old in there[: -self.options.keep]:
+                if old != best_first(there)[0]:
+                    (self.folder / old["file"]).unlink()
 
     def write(self):
         """Write history.csv and .png, for people, and run.json, from which the run goes on."""
@@ -563,21 +566,25 @@ def restore(model, path):
 # ---- Weights_Full/: the trained network ----
 
 
+WEIGHTS_FULL = ("class_names.json", "model.json", "model_weights.h5")
+WEIGHTS_FULL += ("confusion.png", "mistakes.jpg", "report.json")  # which test.py writes
+
+
 def write_network(folder, architecture, run, model=None):
     """Write the architecture, the class of each output and, of a trained model, the weights."""
     path = folder / "class_names.json"
     if not model and path.exists():
         return  # of this run, or Run would have refused it: its weights still count
-    with replacing(folder / "model.json") as partial:
-        partial.write_text(architecture, encoding="utf-8")
+    facts = {"classes": run.classes, "columns": run.columns, "settings": run.settings}
     files = [folder / "model.json"]
+    with replacing(files[0]) as partial:
+        partial.write_text(architecture, encoding="utf-8")
+    write_json(path, facts | {"last": None, "files": checksums(files)})
     if model:
         files.append(folder / "model_weights.h5")
-        with replacing(files[-1]) as partial:
+        with replacing(files[1]) as partial:
             model.save(partial, include_optimizer=False)
-    facts = {"classes": run.classes, "columns": run.columns, "settings": run.settings}
-    last = run.epochs[-1] if model else None
-    write_json(path, {**facts, "last": last, "files": checksums(files)})
+        write_json(path, facts | {"last": run.epochs[-1], "files": checksums(files)})
 
 
 def load_class_names(folder):

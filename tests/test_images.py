@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -74,11 +73,7 @@ def skipped_names(output):
 
 def test_exif_turns_the_image():
     """A telephone writes the sensor's rows and how to turn them; people sign upright."""
-    sources = [
-        SimpleNamespace(read=lambda name: encoded(".jpg")),
-        SimpleNamespace(read=lambda name: turned()),
-    ]
-    stored, upright = (preprocess.read_image(each, "A_1.jpg").astype(int) for each in sources)
+    stored, upright = (preprocess.decode(data).astype(int) for data in (encoded(".jpg"), turned()))
     assert abs(upright - np.rot90(stored, -1)).mean() < 3 < abs(upright - stored).mean()
 
 
@@ -129,7 +124,7 @@ def test_a_class_without_readable_images(drawings, tmp_path):
     copy_images(drawings, tmp_path / "data", "{}_{}.jpg".format)
     for path in (tmp_path / "data").glob("B_*.jpg"):
         path.write_text("not an image")
-    with pytest.raises(preprocess.UserError, match="class B has no image that can be read"):
+    with pytest.raises(preprocess.UserError, match="class B has no image that can be used"):
         make(tmp_path / "1", "--data", tmp_path / "data")
 
 

@@ -261,6 +261,15 @@ def test_what_is_not_taken_is_said(kaggle, drawings, tmp_path, capsys):
     ]
 
 
+def test_the_wanted_classes_decide_between_layouts():
+    """Folders of persons are no classes, and a picture more elsewhere is no better layout."""
+    persons = [f"{person}/{name}" for person in ("me", "friend") for name in FLAT]
+    found = preprocess.list_images(persons, ["A", "B", "C"])
+    assert [name for name, _ in found] == [f"friend/{name}" for name in sorted(FLAT)]
+    photos = ["IMG_1.jpg", "VID_2.jpg", "VID_3.jpg", "A/1.jpg", "B/1.jpg"]
+    assert preprocess.list_images(photos, ["A", "B", "C"]) == [("A/1.jpg", "A"), ("B/1.jpg", "B")]
+
+
 def test_a_folder_that_holds_only_a_zip(kaggle, drawings, tmp_path):
     direct, _ = make(tmp_path / "1", "--data", kaggle)
     (tmp_path / "downloads").mkdir()

@@ -3,10 +3,12 @@
 import errno
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import cv2
 import keras
@@ -236,6 +238,47 @@ def test_fresh_moves_the_old_run_aside(dataset, trained, copy):
     assert f"moved 9 files of an earlier run to {old}\n" in done.stdout
     assert files(old) == {name.split("/")[1]: facts for name, facts in files(trained).items()}
     assert len(history(copy)) == 1
+
+
+def test_fresh_where_both_folders_are_one(dataset, trained, tmp_path):
+    """Every file moves once, and only what a run or a test wrote."""
+    for path in trained.rglob("*.*"):
+        if path.is_file() and path.name not in (".lock", "output.txt"):
+            os.link(path, tmp_path / path.name)
+    for name in ("confusion.png", "report.json", "mine.jpg", "mine.py"):
+        (tmp_path / name).touch()
+    run = small_run(tmp_path, "--fresh")
+    run.put_aside()
+    (old,) = tmp_path.glob("old-*")
+    left = {path.name for path in tmp_path.iterdir() if path != old}
+    assert left == {"mine.jpg", "mine.py"} and len(list(old.iterdir())) == 11
+
+
+def test_killed_between_the_weights_and_their_list(dataset, copy, monkeypatch):
+    """What class_names.json lists is intact at every moment of writing."""
+    write, seen = training.write_json, []
+
+    def watched(path, facts):
+        write(path, facts)
+        if path.name == "class_names.json":
+            seen.append(facts)
+
+    @contextmanager
+    def killed(path):
+        with replacing(path) as partial:
+            yield partial
+        if path.name == "model_weights.h5":
+            raise KeyboardInterrupt
+
+    replacing = training.replacing
+    monkeypatch.setattr(training, "write_json", watched)
+    monkeypatch.setattr(training, "replacing", killed)
+    with pytest.raises(KeyboardInterrupt):
+        in_process(dataset, copy, "--epochs", "3")
+    folder = copy / "Weights_Full"
+    facts = training.load_class_names(folder)
+    assert seen and facts["last"] is None and facts["files"].keys() == {"model.json"}
+    assert preprocess.checksums([folder / "model.json"]) == facts["files"]
 
 
 @pytest.mark.parametrize(
