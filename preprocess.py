@@ -31,7 +31,7 @@ import zlib
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**27))  # read when cv2 is imported
 try:
@@ -126,7 +126,7 @@ def print_counts(classes, counts):
 
 # ---- the images: where they are, which class each is of ----
 
-SUFFIXES = (".jpg .jpeg .jpe .jfif .png .bmp .webp .tif .tiff .gif .avif").split()
+SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .bmp .webp .tif .tiff .gif .avif".split())
 UNREAD = (".heic", ".heif", ".dng", ".mov", ".mp4")  # a telephone's, which OpenCV does not read
 MAX_BYTES = 2**28  # of an image's file, read or unpacked
 NOTHING_THERE = f"""no images ({" ".join(SUFFIXES)}) in {{}}{{}}; put there
@@ -194,7 +194,9 @@ class Archive:
         self.names = {entry.filename.replace("\\", "/"): entry for entry in entries}
         if twice := len(entries) - len(self.names):
             print(f"{path} has {number(twice, 'name')} twice: the last entry counts")
-        for name in [name for name in self.names if {"..", "/"} & set(PurePosixPath(name).parts)]:
+        for name in [
+            name for name in self.names if name.startswith("/") or ".." in name.split("/")
+        ]:
             del self.names[name]  # outside the archive
 
     def read(self, name):
@@ -259,12 +261,13 @@ def list_images(names, wanted=()):
     """
     layouts = {}
     for name in sorted(names):
-        path = PurePosixPath(name)
-        if is_image(path):
-            if label := folder_label(path):
-                layouts.setdefault((path.parent.parent, "folders"), []).append((name, label))
-            if label := name_label(path):
-                layouts.setdefault((path.parent, "flat"), []).append((name, label))
+        if is_image(name):
+            folder, _, file = name.rpartition("/")
+            above, _, label = folder.rpartition("/")
+            if label.isprintable() and label[:1] not in ("", "."):
+                layouts.setdefault((above, "folders"), []).append((name, label))
+            if label := name_label(file):
+                layouts.setdefault((folder, "flat"), []).append((name, label))
 
     def merit(images):
         labels = {label for _, label in images}
@@ -273,22 +276,18 @@ def list_images(names, wanted=()):
     return max(layouts.values(), key=merit, default=[])
 
 
-def folder_label(path):
-    """The class of an image in a folder per class, "" if its folder can't be one."""
-    label = path.parent.name
-    return label if label.isprintable() and label[:1] != "." else ""
-
-
-def name_label(path):
+def name_label(file):
     """The class of an image by its name: A of A_34.jpg, A34.jpg and "A (34).jpg", "" of 34.jpg."""
-    label = re.split(r"[_\d(]", path.stem)[0].rstrip(" -.")
+    stem = file.rpartition(".")[0]
+    label = re.split(r"[_\d(]", stem)[0].rstrip(" -.")
     return label if label.isprintable() else ""
 
 
-def is_image(path, suffixes=SUFFIXES):
+def is_image(name, suffixes=SUFFIXES):
     """Whether a name is one of an image, and not a leftover of macOS."""
-    leftover = "__MACOSX" in path.parts or path.name.startswith(".")
-    return path.suffix.lower() in suffixes and not leftover
+    file = name.rpartition("/")[2]
+    leftover = file.startswith(".") or "__MACOSX/" in name
+    return file.lower().endswith(suffixes) and not leftover
 
 
 def print_source(source, listing):
@@ -296,12 +295,11 @@ def print_source(source, listing):
     print(f"source {source.path}: {number(len(listing), 'image')}")
     left_out = {}
     for name in sorted(set(source.names) - {name for name, _ in listing}):
-        path = PurePosixPath(name)
-        if "asl_alphabet_test" in path.parts and is_image(path):
+        if "asl_alphabet_test/" in name and is_image(name):
             why = "of asl_alphabet_test: not part of the 3,000 of a class"
-        elif is_image(path):
+        elif is_image(name):
             why = "not beside the others"
-        elif is_image(path, UNREAD):
+        elif is_image(name, UNREAD):
             why = "that OpenCV does not read: convert to .jpg"
         else:
             continue

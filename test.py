@@ -239,7 +239,7 @@ def picture_sources(paths):
     for path in paths:
         if path not in files:
             source = Folder(path) if path.is_dir() else Archive(path)
-            names = [n for n in source.names if is_image(PurePosixPath(n), [*SUFFIXES, *UNREAD])]
+            names = [n for n in source.names if is_image(n, SUFFIXES + UNREAD)]
             if not names:
                 raise UserError(f"no picture in {path}")
             yield source, sorted(names)
