@@ -39,13 +39,13 @@ try:
     import filelock
     import numpy as np
     from tqdm import tqdm
-except ImportError as error:
+except (ImportError, MemoryError, OSError) as error:
     remedy = "activate the environment in which requirements.txt is installed"
     if "cannot open shared object" in str(error):  # libGL, on a bare server
         remedy = "apt-get install libgl1, or replace opencv-python by opencv-python-headless"
-    if "failed to map" in str(error):
+    if "failed to map" in str(error) or isinstance(error, MemoryError):
         remedy = "not enough memory to load it"
-    sys.exit(f"{error}; {remedy}")
+    sys.exit(f"{type(error).__name__}: {error}; {remedy}")
 except KeyboardInterrupt:
     sys.exit(130)
 
@@ -149,12 +149,15 @@ class Folder:
         self.path, self.names = path, []
         if not path.exists():
             return
+        seen = set()
         for parent, folders, files in os.walk(path, onerror=self.refuse, followlinks=True):
             below = Path(parent).relative_to(path)
             if not below.parts:
                 folders[:] = [folder for folder in folders if folder not in but]
-            if len(below.parts) == 6:  # a link may lead round in circles; Kaggle goes three deep
-                folders.clear()
+            if (real := os.path.realpath(parent)) in seen or len(below.parts) > 6:
+                folders.clear()  # a link that leads round in circles; Kaggle goes three deep
+                continue
+            seen.add(real)
             self.names += [(below / file).as_posix() for file in files]
 
     def refuse(self, error):
@@ -476,6 +479,8 @@ def decode(data):
         if error.code == cv2.Error.StsNoMem:
             raise MemoryError from None
         image = None
+    if image is None and data[4:11] in (b"ftyphei", b"ftypmif"):
+        raise NoImage("HEIC, which OpenCV does not read: convert to .jpg")
     if image is None:
         raise NoImage("damaged, no image, or over 134 million pixels")
     return fit(image)
@@ -663,6 +668,7 @@ def replacing(path):
 @contextmanager
 def picture(path):
     """As `replacing`, for what is made to be looked at: to fail in it costs a line, not the run."""
+    os.environ["MPLBACKEND"] = "agg"  # matplotlib's without a display, whatever Jupyter says
     try:
         with replacing(path) as partial:
             yield partial
@@ -753,6 +759,7 @@ def between(kind, low, high=2**31 - 1):
             raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
         return value
 
+    parse.__name__ = kind.__name__  # as argparse names it
     return parse
 
 

@@ -18,6 +18,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import sys
 import tempfile
 from contextlib import nullcontext, redirect_stdout
@@ -25,7 +26,16 @@ from pathlib import Path, PurePosixPath
 
 sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
 from preprocess import SUFFIXES, UNREAD, Archive, Folder, NoImage, UserError, between, crc32, decode
-from preprocess import fit, importing, is_image, list_images, load_dataset, load_split, number
+from preprocess import (
+    fit,
+    importing,
+    is_image,
+    list_images,
+    load_dataset,
+    load_split,
+    name_label,
+    number,
+)
 from preprocess import picture, read_images, reading, run_main, shown
 from training import Batches, add_folders, best_intact, is_intact, load_class_names, load_run
 
@@ -136,8 +146,9 @@ def draw_confusion(folder, columns, expected, predicted):
         side = 3.5 + 0.4 * len(classes)
         figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
         axes = figure.subplots()
-        display = ConfusionMatrixDisplay(confusion, display_labels=[columns[i] for i in classes])
-        turned = "vertical" if max(len(columns[i]) for i in classes) > 1 else "horizontal"
+        names = [drawable(columns[i], 12) for i in classes]
+        display = ConfusionMatrixDisplay(confusion, display_labels=names)
+        turned = "vertical" if max(map(len, names)) > 1 else "horizontal"
         display.plot(ax=axes, cmap="Blues", colorbar=False, xticks_rotation=turned)
         for text, count in zip(display.text_.flat, confusion.flat):
             text.set_text(count or "")  # many zeros hide the others
@@ -147,7 +158,15 @@ def draw_confusion(folder, columns, expected, predicted):
         axes.set_xlabel("the network says", fontsize=13)
         axes.set_ylabel("the letter is", fontsize=13)
         axes.tick_params(labelsize=13)
+        for text in [*axes.get_xticklabels(), *axes.get_yticklabels()]:
+            text.set_parse_math(False)  # a class may be called $x$
         figure.savefig(path)
+
+
+def drawable(name, most):
+    """A name, its end if it is long, with what matplotlib's font lacks escaped."""
+    name = name.encode("latin-1", "backslashreplace").decode("latin-1")
+    return name if len(name) <= most else f"..{name[2 - most :]}"
 
 
 def draw_mistakes(folder, dataset, images, expected, probabilities):
@@ -172,10 +191,10 @@ def draw_mistakes(folder, dataset, images, expected, probabilities):
             axes = figure.add_subplot(rows, wide, place + 1)
             axes.imshow(images[index][:, :, ::-1])  # BGR
             axes.set_axis_off()
-            name = PurePosixPath(names[index]).name[-22:]
+            is_, said = (drawable(columns[i], 8) for i in (expected[index], predicted[index]))
+            name = drawable(PurePosixPath(names[index]).name, 22)
             axes.set_title(
-                f"{columns[expected[index]]}, said {columns[predicted[index]]} "
-                f"{surest[index]:.2f}\n{name.encode('ascii', 'backslashreplace').decode()}",
+                f"{is_}, said {said} {surest[index]:.2f}\n{name}",
                 fontsize=11,
                 parse_math=False,
             )
@@ -204,8 +223,7 @@ def name_pictures(model, trained, options, output):
     """Print a line a picture and, of those whose class is known, the accuracy."""
     columns, classes = trained["columns"], trained["classes"]
     expected, predicted, others, unread = [], [], set(), 0
-    for source, names in picture_sources(options.pictures):
-        labels = dict(list_images(names, classes))
+    for source, names, labels in list(picture_sources(options.pictures, classes)):
         known = {name: label for name, label in labels.items() if label in classes}
         if known:
             others |= set(labels.values()) - set(classes)
@@ -231,18 +249,24 @@ class Files(Folder):
         self.path, self.names = Path(), [path.as_posix() for path in paths]
 
 
-def picture_sources(paths):
-    """Yield (Folder or Archive, [name of a picture]) for what is given; single files are one."""
+def picture_sources(paths, classes):
+    """Yield (Folder or Archive, [name of a picture], {name: label}) for what is given.
+
+    Single files are one source; the class of each is told by its own name, or else its folder's.
+    """
+    paths = list(dict.fromkeys(paths))
     if files := [path for path in paths if not path.is_dir() and path.suffix.lower() != ".zip"]:
         source = Files(files)
-        yield source, source.names
+        labels = [{name_label(path.name): 1, path.parent.name: 1} for path in files]
+        known = [[label for label in each if label in classes] for each in labels]
+        yield source, source.names, {n: k[0] for n, k in zip(source.names, known) if k}
     for path in paths:
         if path not in files:
             source = Folder(path) if path.is_dir() else Archive(path)
-            names = [n for n in source.names if is_image(n, SUFFIXES + UNREAD)]
+            names = sorted(name for name in source.names if is_image(name, SUFFIXES + UNREAD))
             if not names:
                 raise UserError(f"no picture in {path}")
-            yield source, sorted(names)
+            yield source, names, dict(list_images(names, classes))
 
 
 def rank_pictures(model, columns, source, names):
@@ -284,6 +308,8 @@ def print_picture(name, ranking, why, label, options, output):
 def show_page(model, columns, port):
     """A page on this machine alone, for the camera and the photographs of whoever looks at it."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"  # where gradio asks itself
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else its pictures would stay
     try:
         import gradio
     except ImportError:
@@ -338,17 +364,22 @@ def show_page(model, columns, port):
                 read_frame, camera, [square, letter], stream_every=0.2, time_limit=None, **hidden
             )
             file.change(read_file, file, [seen, its_letter], **hidden)
+        try:
+            page.launch(
+                server_name="127.0.0.1",
+                server_port=port,
+                share=False,
+                quiet=True,
+                footer_links=[],
+                max_file_size="20mb",
+                ssr_mode=False,
+                prevent_thread_lock=True,
+            )
+        except OSError:
+            raise UserError(f"port {port} is in use; name another with --page PORT") from None
         print(f"page http://127.0.0.1:{port} on this machine alone; from elsewhere, first")
         print(f"  ssh -L {port}:127.0.0.1:{port} THIS_MACHINE")
-        page.launch(
-            server_name="127.0.0.1",
-            server_port=port,
-            share=False,
-            quiet=True,
-            footer_links=[],
-            max_file_size="20mb",
-            ssr_mode=False,
-        )
+        page.block_thread()
 
 
 # ---- the network and its weights ----

@@ -261,6 +261,8 @@ def try_out(model, train, validation, run):
     """Train and validate a few batches, write, read and remove a checkpoint; say what the whole
     run would take. Leaves nothing behind."""
     options = run.options
+    for folder in (options.checkpoint, options.weights_full):
+        tempfile.TemporaryFile(dir=existing(folder)).close()
     run.check_room(model)
     with run.telling_how_to_go_on():
         step = seconds_per_batch(train, lambda part: model.fit(part, shuffle=False, verbose=0))
@@ -273,9 +275,10 @@ def try_out(model, train, validation, run):
         restore(model, path)
         size = path.stat().st_size
     epoch = step * len(train) + look * len(validation) + written
-    epochs = options.epochs - len(run.epochs)
+    epochs = max(0, options.epochs - len(run.epochs))
+    images = min(options.batch_size, len(train.images))
     print(
-        f"dry run: {options.batch_size} images fit into memory and take {step:.3g} s, "
+        f"dry run: {images} images fit into memory and take {step:.3g} s, "
         f"a checkpoint {written:.2g} s and {size / 1e6:.0f} MB"
     )
     print(f"an epoch takes about {in_words(epoch)}, ", end="")
@@ -452,6 +455,8 @@ class Run(keras.callbacks.Callback):
         try:
             yield
         except KeyboardInterrupt:
+            if self.options.dry_run:
+                raise
             kept = number(len(self.epochs), "epoch")
             raise KeyboardInterrupt(f": {kept} kept; {same_command()} goes on from there") from None
         except Exception as error:

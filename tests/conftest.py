@@ -136,6 +136,16 @@ def dataset(drawings, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def small_dataset(drawings, tmp_path_factory):
+    """A Numpy_folder of 6 images to train and 3 to validate, for what is slow: bfloat16 on a
+    processor without units for it, a backend that compiles anew at each start."""
+    folder = tmp_path_factory.mktemp("small")
+    counts = ("--train", "2", "--validation", "1")
+    script("preprocess.py", "--data", drawings, "--numpy-folder", folder, *counts, check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def trained(dataset, tmp_path_factory):
     """A folder with the Checkpoint and Weights_Full of three epochs, never interrupted."""
     folder = tmp_path_factory.mktemp("trained")

@@ -4,7 +4,6 @@ import glob
 import json
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -156,6 +155,31 @@ def test_what_the_test_leaves_to_look_at(dataset, copy, capsys):
     assert cv2.imread(str(folder / "mistakes.jpg")).std() > 20
 
 
+def test_the_class_of_a_single_picture_is_its_own_affair(drawings, trained, tmp_path, capsys):
+    """By its name, or else by its folder; whatever else is given, and once."""
+    for name in ("C/mine.jpg", "C/A_1.jpg", "x/B_1.jpg", "x/mine.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(drawings / "A_1.jpg", tmp_path / name)
+    given = sorted(tmp_path.rglob("*.jpg"))
+    read(trained, *given, *given)
+    output = capsys.readouterr().out
+    assert len(LINE.findall(output)) == 4 and "not counted" not in output
+    totals = dict(re.findall(r"^([ABC])  \d/(\d)$", output, re.MULTILINE))
+    assert totals == {"A": "1", "B": "1", "C": "1"}
+
+
+def test_a_broken_zip_is_told_before_the_first_letter(drawings, trained, tmp_path, capsys):
+    (tmp_path / "broken.zip").write_bytes(b"no zip")
+    with pytest.raises(preprocess.UserError, match="broken.zip is neither a folder nor"):
+        read(trained, drawings / "A_1.jpg", tmp_path / "broken.zip")
+    assert not LINE.findall(capsys.readouterr().out)
+
+
+def test_heic_is_named_as_such():
+    with pytest.raises(preprocess.NoImage, match="HEIC, which OpenCV does not read: convert"):
+        preprocess.decode(b"\0\0\0\x18ftypheic" + bytes(100))
+
+
 def answers(classes, images, wrong=()):
     """Made-up answers to a test: (dataset, images, expected, probabilities)."""
     names = [f"{classes[i % len(classes)]}/{'long name ' * 5}{i}.jpg" for i in range(images)]
@@ -195,6 +219,19 @@ def test_confusion_of_29_classes(tmp_path):
     assert min(cv2.imread(str(tmp_path / "confusion.png")).shape[:2]) > 1000
 
 
+@pytest.mark.filterwarnings("error")
+def test_names_that_are_hard_to_draw(tmp_path, monkeypatch, capsys):
+    """Formulas, letters that the font lacks, a class of 120 characters; Jupyter's backend."""
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    classes = [r"$\frac{$", "$x_{y}$", "手", "x" * 120]
+    dataset, images, expected, probabilities = answers(classes, 12, {0, 4, 5, 6})
+    predicted = probabilities.argmax(axis=1)
+    test_script.draw_confusion(tmp_path, classes, expected, predicted)
+    test_script.draw_mistakes(tmp_path, dataset, images, expected, probabilities)
+    assert "warning" not in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"confusion.png", "mistakes.jpg"}
+
+
 def test_pictures_that_cannot_be_written_cost_a_line(dataset, copy, capsys):
     (copy / "Weights_Full" / "confusion.png").mkdir()
     options = ["--numpy-folder", dataset, *folder_options(copy)]
@@ -221,9 +258,20 @@ def test_page_without_gradio(trained, tmp_path):
     assert done.stderr.endswith("test.py: --page needs Gradio: pip install gradio==6.31.0\n")
 
 
+def test_page_on_a_port_in_use(trained):
+    pytest.importorskip("gradio")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = script("test.py", "--page", str(port), *folder_options(trained))
+    assert done.returncode == 1 and "http://" not in done.stdout
+    said = f"test.py: port {port} is in use; name another with --page PORT\n"
+    assert done.stderr.endswith(said) and "Traceback" not in done.stderr
+
+
 @pytest.fixture
 def page(trained, tmp_path):
-    """The port of a running page, which ends with the test and leaves no file."""
+    """The port of a running page, which ends with the test and leaves no file. The proxy that its
+    user has set is not asked."""
     pytest.importorskip("gradio")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -235,8 +283,7 @@ def page(trained, tmp_path):
             command,
             stdout=said,
             stderr=said,
-            env=environment(),
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            env=environment() | dict.fromkeys(("http_proxy", "HTTP_PROXY"), "http://127.0.0.1:1"),
         )
         deadline = time.monotonic() + 120
         while True:
@@ -245,7 +292,7 @@ def page(trained, tmp_path):
                 break
             time.sleep(0.1)
         yield port
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         process.wait(timeout=60)
         said.seek(0)
         assert "Traceback" not in said.read()

@@ -279,6 +279,12 @@ def test_a_folder_that_holds_only_a_zip(kaggle, drawings, tmp_path):
     assert facts["rows"]["train"][0].startswith("kaggle/asl_alphabet_train/")  # a top folder
 
 
+def test_a_link_round_in_circles_is_walked_once(kaggle, tmp_path):
+    (kaggle / "round").symlink_to(kaggle)
+    names = preprocess.Folder(kaggle).names
+    assert len(names) == 36 + 3 and not any("round" in name for name in names)
+
+
 def test_classes_named_as_folders_of_asl_data(drawings, tmp_path):
     names = {"A": "new", "B": "demo", "C": "C"}
     copy_images(drawings, tmp_path / "data", lambda x, i: f"{names[x]}/{i}.jpg")

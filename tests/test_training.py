@@ -334,10 +334,10 @@ def test_a_network_whose_checkpoints_are_elsewhere(dataset, copy, tmp_path):
     assert files(copy) == before
 
 
-def test_bfloat16_goes_on_exactly(dataset, tmp_path):
+def test_bfloat16_goes_on_exactly(small_dataset, tmp_path):
     for folder, epochs in [("straight", "2"), ("resumed", "1"), ("resumed", "2")]:
-        arguments = ("--epochs", epochs, "--precision", "mixed_bfloat16")
-        done = train(dataset, tmp_path / folder, *arguments, check=True)
+        arguments = ("--epochs", epochs, "--batch-size", "4", "--precision", "mixed_bfloat16")
+        done = train(small_dataset, tmp_path / folder, *arguments, check=True)
         assert "backend tensorflow, mixed_bfloat16\n" in done.stdout
     assert_same_run(tmp_path / "resumed", tmp_path / "straight")
     final = arrays(tmp_path / "straight" / "Weights_Full" / "model_weights.h5")
@@ -351,13 +351,14 @@ def small_run(folder, *arguments):
     return training.Run(options, {"classes": [], "columns": [], "files": {}})
 
 
-def test_goes_on_exactly_on_jax(dataset, tmp_path):
+def test_goes_on_exactly_on_jax(small_dataset, tmp_path):
     """Without TensorFlow order and dropout follow from (seed, epoch) too."""
     pytest.importorskip("jax")
     for folder, epochs in [("straight", "2"), ("resumed", "1"), ("resumed", "2")]:
-        arguments = ["--numpy-folder", dataset, *folder_options(tmp_path / folder), *TRAINING]
+        arguments = ["--numpy-folder", small_dataset, *folder_options(tmp_path / folder), *TRAINING]
         done = subprocess.run(
-            [sys.executable, ROOT / "training.py", *arguments, "--epochs", epochs],
+            [sys.executable, ROOT / "training.py", *arguments, "--epochs", epochs]
+            + ["--batch-size", "4"],
             env=environment() | {"KERAS_BACKEND": "jax"},
             capture_output=True,
             text=True,
@@ -437,6 +438,12 @@ def imported_by(module):
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     return set(done.stdout.split())
+
+
+def test_dry_run_looks_at_both_folders(dataset, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        in_process(dataset, tmp_path, "--dry-run", "--weights-full", str(tmp_path / "file"))
 
 
 @pytest.mark.parametrize("where", ["nowhere", "a finished run"])
