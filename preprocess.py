@@ -20,6 +20,7 @@ import errno
 import hashlib
 import io
 import json
+import logging
 import os
 import random
 import re
@@ -815,11 +816,19 @@ def ending_in_one_line():
 
 
 @contextmanager
-def importing():
-    """Around the imports of keras and what stands on it."""
+def importing_keras():
+    """Around the imports of keras: quickly, quietly, and set as the network needs it."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # or TensorFlow logs eight lines
+    # Keras imports these where they are installed; that takes a second, and is for pictures alone.
+    later = {"matplotlib", "pandas", "sklearn"} - sys.modules.keys()
+    sys.modules.update(dict.fromkeys(later))  # None: can't be imported now
     with ending_in_one_line():
         try:
             yield
+            config = sys.modules["keras"].config
+            config.set_image_data_format("channels_last")  # whatever ~/.keras/keras.json says
+            config.set_floatx("float32")
+            config.set_epsilon(1e-7)
         except Exception as error:  # whatever the settings of another project lead to
             if is_memory(error):
                 raise
@@ -828,6 +837,9 @@ def importing():
                 f"{type(error).__name__}: {one_line(error)}; see KERAS_BACKEND and {settings}, "
                 "and whether the environment is active in which requirements.txt is installed"
             ) from None
+    for name in later:
+        del sys.modules[name]
+    logging.getLogger("absl").setLevel(logging.ERROR)  # keras warns at each .hdf5
 
 
 class Output(io.FileIO):

@@ -26,22 +26,13 @@ from pathlib import Path, PurePosixPath
 
 sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
 from preprocess import SUFFIXES, UNREAD, Archive, Folder, NoImage, UserError, between, crc32, decode
-from preprocess import (
-    fit,
-    importing,
-    is_image,
-    list_images,
-    load_dataset,
-    load_split,
-    name_label,
-    number,
-)
-from preprocess import picture, read_images, reading, run_main, shown
+from preprocess import ending_in_one_line, fit, is_image, list_images, load_dataset, load_split
+from preprocess import name_label, number, picture, read_images, reading, run_main, shown
 from training import Batches, add_folders, best_intact, is_intact, load_class_names, load_run
 
-with importing():
+with ending_in_one_line():
     import numpy as np
-    from keras.models import Sequential, model_from_json  # after training, which hushes keras
+    from keras.models import Sequential, model_from_json
     from sklearn.metrics import accuracy_score, classification_report, confusion_matrix
 
 

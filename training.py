@@ -15,9 +15,7 @@ The same command, without --fresh, goes on after the last epoch, and ends as if 
 
 import argparse
 import csv
-import logging
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -28,27 +26,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
 from preprocess import HERE, IMAGE_SIZE, UserError, between, check_room, checksums, crc32
-from preprocess import existing, importing, is_memory, load_dataset, load_split, locked, number
-from preprocess import picture, read_json, reading, replacing, run_main, same_command, write_json
+from preprocess import existing, importing_keras, is_memory, load_dataset, load_split, locked
+from preprocess import number, picture, read_json, reading, replacing, run_main, same_command
+from preprocess import write_json
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # or TensorFlow logs eight lines at its import
-# keras imports these where they are installed, which takes a second and is for pictures alone.
-later = {"matplotlib", "pandas", "sklearn"} - sys.modules.keys()
-sys.modules.update(dict.fromkeys(later))  # None: can't be imported now
-with importing():
+with importing_keras():
     import h5py
     import keras
     import numpy as np
     from keras.layers import Activation, BatchNormalization, Conv2D, Dense, Dropout, Flatten
     from keras.layers import Input, MaxPooling2D, Rescaling
     from keras.optimizers import SGD
-
-    keras.config.set_image_data_format("channels_last")  # whatever ~/.keras/keras.json says
-    keras.config.set_floatx("float32")
-    keras.config.set_epsilon(1e-7)
-for name in later:
-    del sys.modules[name]
-logging.getLogger("absl").setLevel(logging.ERROR)  # keras warns at each .hdf5
 
 
 def build_model(columns, seed):
