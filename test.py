@@ -205,7 +205,7 @@ def read_letters(options):
         model = load_model(options.weights_full, network, weights)
         print_weights(weights, epoch)
         if options.page:
-            show_page(model, trained["columns"], options.page)
+            show_page(model, trained, options.page)
         else:
             name_pictures(model, trained, options, output)
 
@@ -225,7 +225,7 @@ def name_pictures(model, trained, options, output):
             elif name in known:
                 expected.append(columns.index(known[name]))
                 predicted.append(columns.index(ranking[0][0]))
-    if expected:
+    if len(expected) > 1:
         if others:
             print(f"not counted: {shown(sorted(others))}, not among {shown(classes, 40)}")
         print_accuracy(columns, np.array(expected), np.array(predicted))
@@ -296,7 +296,7 @@ def print_picture(name, ranking, why, label, options, output):
         print(f"{shown([name])}: {text}")
 
 
-def show_page(model, columns, port):
+def show_page(model, trained, port):
     """A page on this machine alone, for the camera and the photographs of whoever looks at it."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"  # where gradio asks itself
@@ -307,7 +307,7 @@ def show_page(model, columns, port):
         raise UserError("--page needs Gradio: pip install gradio==6.31.0") from None
 
     def three_best(image):
-        return dict(rank(model, columns, [image])[0][:3])
+        return dict(rank(model, trained["columns"], [image])[0][:3])
 
     def read_frame(frame):
         """The middle square, as the photographs are square, and its letters; frame: RGB."""
@@ -335,15 +335,24 @@ def show_page(model, columns, port):
             title="ASL letters", analytics_enabled=False, delete_cache=(60, 60)
         ) as page:
             gradio.Markdown(
-                "# Which letter is it?\nHold one hand in the square, before a plain wall."
+                "# Which letter is it?\nShow one hand in the middle of the camera's picture, in "
+                "front of a plain wall, or drop a photograph below. The network was trained on "
+                f"{shown(trained['classes'], 40, ' ')}, and takes every hand for one of these."
             )
             with gradio.Row():
                 webcam = gradio.WebcamOptions(mirror=False)
                 camera = gradio.Image(
-                    sources=["webcam"], streaming=True, webcam_options=webcam, label="camera"
+                    sources=["webcam"],
+                    streaming=True,
+                    webcam_options=webcam,
+                    label="camera",
+                    height=360,
                 )
                 square = gradio.Image(
-                    label="the middle square, which is read", interactive=False, buttons=[]
+                    label="the middle square, which is read",
+                    interactive=False,
+                    buttons=[],
+                    height=360,
                 )
                 letter = gradio.Label(label="letter", num_top_classes=3)
             with gradio.Row():
@@ -369,7 +378,7 @@ def show_page(model, columns, port):
         except OSError:
             raise UserError(f"port {port} is in use; name another with --page PORT") from None
         print(f"page http://127.0.0.1:{port} on this machine alone; from elsewhere, first")
-        print(f"  ssh -L {port}:127.0.0.1:{port} THIS_MACHINE")
+        print(f"  ssh -L {port}:127.0.0.1:{port} THE_BOX")
         page.block_thread()
 
 
@@ -452,7 +461,7 @@ def check_data(path, trained, dataset, named):
     if trained["settings"]["data"] != dataset["files"]:
         if not named:
             raise UserError(
-                f"{path} was trained on other data than this, which may hold test images of now: "
+                f"{path} was trained on other data, which may contain some of these test images: "
                 "run training.py, or name the weights with --weights"
             )
         print("these weights were trained on other data, which may hold some of the test images")

@@ -119,7 +119,7 @@ def main(argv=None):
         run.begin(model)
         write_network(options.weights_full, architecture, run)  # so that test.py can test meanwhile
         if len(run.epochs) >= options.epochs:
-            print(f"finished before, after epoch {len(run.epochs)}; --epochs gives it more")
+            print(f"finished before, after epoch {len(run.epochs)}; go on with more --epochs")
         else:
             with run.telling_how_to_go_on():
                 model.fit(
@@ -143,10 +143,10 @@ def parse_options(argv):
     add = parser.add_argument
     add("--epochs", type=between(int, 1), default=50, help="passes over the images (default: 50)")
     add("--batch-size", type=between(int, 1), default=32, help="images per step (default: 32)")
-    about = "of SGD (default: 0.001)"
+    about = "learning rate of SGD (default: 0.001)"
     add("--learning-rate", type=between(float, 0, 10), default=0.001, help=about)
-    add("--momentum", type=between(float, 0, 1), default=0.0, help="of SGD (default: 0.0)")
-    about = "of weights, dropout and order (default: 0)"
+    add("--momentum", type=between(float, 0, 1), default=0.0, help="momentum of SGD (default: 0.0)")
+    about = "seed of weights, dropout and order (default: 0)"
     add("--seed", type=between(int, 0), default=0, help=about)
     about = "number format of the layers; the weights stay float32 (default: float32)"
     choices = ["float32", "mixed_bfloat16", "mixed_float16"]
@@ -164,7 +164,7 @@ def add_folders(parser):
     """The options --numpy-folder, --checkpoint and --weights-full."""
     for option, name, what in (
         ("--numpy-folder", "Numpy_folder", "what preprocess.py wrote"),
-        ("--checkpoint", "Checkpoint", "a checkpoint an epoch"),
+        ("--checkpoint", "Checkpoint", "a checkpoint for each epoch"),
         ("--weights-full", "Weights_Full", "the trained network"),
     ):
         about = f"{what} (default: {name} beside this script)"
@@ -266,7 +266,7 @@ def try_out(model, train, validation, run):
     epochs = max(0, options.epochs - len(run.epochs))
     images = min(options.batch_size, len(train.images))
     print(
-        f"dry run: {images} images fit into memory and take {step:.3g} s, "
+        f"dry run: a batch of {number(images, 'image')} fits into memory and takes {step:.3g} s, "
         f"a checkpoint {written:.2g} s and {size / 1e6:.0f} MB"
     )
     print(f"an epoch takes about {in_words(epoch)}, ", end="")
@@ -451,7 +451,9 @@ class Run(keras.callbacks.Callback):
             if not is_memory(error):
                 raise
             size = self.options.batch_size
-            raise UserError(f"not enough memory for --batch-size {size}: take a smaller") from None
+            raise UserError(
+                f"not enough memory for --batch-size {size}: take a smaller one"
+            ) from None
 
     def print_best(self):
         best = best_intact(self.folder, self.epochs)
@@ -487,8 +489,10 @@ def draw_history(path, epochs):
         values = [row[f"val_{name}"] for row in epochs]
         axes.plot(numbers, values, "s--", c="#D55E00", ms=4, label="validation")
         value = best[f"val_{name}"]
-        axes.plot(best["epoch"], value, "*", c="black", ms=16, label=f"best: {value:.4g}")
-        axes.set_xlabel(f"epoch (best: {best['epoch']})", fontsize=13)
+        label = f"best epoch, {best['epoch']}: {value:.4g}"
+        axes.plot(best["epoch"], value, "o", c="black", ms=14, mfc="none", mew=2, label=label)
+        axes.set_xlim(0.5, len(epochs) + 0.5)
+        axes.set_xlabel("epoch", fontsize=13)
         axes.set_ylabel(name, fontsize=13)
         axes.tick_params(labelsize=12)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -496,6 +500,7 @@ def draw_history(path, epochs):
         axes.legend(fontsize=12)
         if name == "loss":
             axes.set_yscale("log")  # one epoch of ten times the loss hides all others
+            axes.set_ylabel("loss (logarithmic)", fontsize=13)
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())

@@ -185,7 +185,7 @@ def with_old_set(base, folder):
     shutil.copytree(base / "numpy", folder / "out")
 
     def contents():
-        paths = [path for path in (folder / "out").iterdir() if path.name != ".lock"]
+        paths = (folder / "out").glob("[!.]*")  # .partial is of a killed run
         return {path.name: path.read_bytes() for path in paths}
 
     before = contents()

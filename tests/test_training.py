@@ -221,7 +221,7 @@ def test_validation_loss_is_of_whole_labels(trained, dataset):
 def test_finished_run_writes_what_is_missing(dataset, trained, copy):
     shutil.rmtree(copy / "Weights_Full")
     done = train(dataset, copy, check=True)
-    assert "finished before, after epoch 3; --epochs gives it more\n" in done.stdout
+    assert "finished before, after epoch 3; go on with more --epochs\n" in done.stdout
     assert_same_run(copy, trained)
 
 
@@ -454,7 +454,8 @@ def test_dry_run_leaves_nothing(dataset, copy, tmp_path, where):
     done = train(dataset, folder, "--epochs", "5", "--dry-run", check=True)
     left = 2 if where == "a finished run" else 5
     assert re.search(
-        r"\ndry run: 8 images fit into memory and take [\d.]+ s, a checkpoint [\d.]+ s and 22. MB\n"
+        r"\ndry run: a batch of 8 images fits into memory and takes [\d.]+ s, "
+        r"a checkpoint [\d.]+ s and 22. MB\n"
         rf"an epoch takes about \d+ s, the {left} epochs to come \d+ (s|min); nothing was kept\n$",
         done.stdout,
     )
