@@ -147,7 +147,8 @@ def small_dataset(drawings, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained(dataset, tmp_path_factory):
-    """A folder with the Checkpoint and Weights_Full of three epochs, never interrupted."""
+    """A folder with the Checkpoint and Weights_Full of three epochs, never interrupted. Tests that
+    write there, as a plain test.py does, take `copy`."""
     folder = tmp_path_factory.mktemp("trained")
     done = script(
         "training.py", "--numpy-folder", dataset, *folder_options(folder), *TRAINING, check=True

@@ -44,8 +44,8 @@ def checkpoints(folder):
     return sorted((folder / "Checkpoint").glob("*.hdf5"))
 
 
-def test_output(dataset, trained):
-    done = script("test.py", "--numpy-folder", dataset, *folder_options(trained), check=True)
+def test_output(dataset, copy):
+    done = script("test.py", "--numpy-folder", dataset, *folder_options(copy), check=True)
     summary, _, rest = done.stdout.partition("weights ")
     assert "Total params: 28,103,776" in summary
     right = re.findall(r"^([ABC])  (\d)/1$", rest, flags=re.MULTILINE)
@@ -54,10 +54,10 @@ def test_output(dataset, trained):
     assert f"\n##################\nAccuracy: {accuracy:.4f}\n##################\nA  " in rest
 
 
-def test_accuracy_is_that_of_the_weights(dataset, trained, capsys):
+def test_accuracy_is_that_of_the_weights(dataset, copy, capsys):
     """The figure equals one computed apart: the article's predict and accuracy_score."""
-    path = checkpoints(trained)[1]
-    run_test(dataset, trained, "--weights", path)
+    path = checkpoints(copy)[1]
+    run_test(dataset, copy, "--weights", path)
     model = training.keras.models.load_model(path)
     images, labels = (np.asarray(array) for array in load(dataset, "test"))
     predicted = [np.argmax(row) for row in model.predict(images, verbose=0)]
