@@ -195,13 +195,11 @@ class Archive:
         if any(entry.flag_bits & 1 for entry in entries):
             raise UserError(f"{path} is encrypted; unpack it and give the folder with --data")
         # Old Windows programs write "\\" between the parts.
-        self.names = {entry.filename.replace("\\", "/"): entry for entry in entries}
-        if twice := len(entries) - len(self.names):
+        named = {entry.filename.replace("\\", "/"): entry for entry in entries}
+        if twice := len(entries) - len(named):
             print(f"{path} has {number(twice, 'name')} twice: the last entry counts")
-        for name in [
-            name for name in self.names if name.startswith("/") or ".." in name.split("/")
-        ]:
-            del self.names[name]  # outside the archive
+        outside = {name for name in named if name.startswith("/") or ".." in name.split("/")}
+        self.names = {name: entry for name, entry in named.items() if name not in outside}
 
     def read(self, name):
         """The bytes of a file; NoImage if it can't be an image or the zip is damaged there."""
