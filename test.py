@@ -248,9 +248,12 @@ def picture_sources(paths, classes):
     paths = list(dict.fromkeys(paths))
     if files := [path for path in paths if not path.is_dir() and path.suffix.lower() != ".zip"]:
         source = Files(files)
-        labels = [{name_label(path.name): 1, path.parent.name: 1} for path in files]
-        known = [[label for label in each if label in classes] for each in labels]
-        yield source, source.names, {n: k[0] for n, k in zip(source.names, known) if k}
+        labels = {}
+        for path in files:
+            for label in (path.parent.name, name_label(path.name)):
+                if label in classes:
+                    labels[path.as_posix()] = label
+        yield source, source.names, labels
     for path in paths:
         if path not in files:
             source = Folder(path) if path.is_dir() else Archive(path)

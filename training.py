@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
@@ -249,8 +249,6 @@ def try_out(model, train, validation, run):
     """Train and validate a few batches, write, read and remove a checkpoint; say what the whole
     run would take. Leaves nothing behind."""
     options = run.options
-    for folder in (options.checkpoint, options.weights_full):
-        tempfile.TemporaryFile(dir=existing(folder)).close()
     run.check_room(model)
     with run.telling_how_to_go_on():
         step = seconds_per_batch(train, lambda part: model.fit(part, shuffle=False, verbose=0))
@@ -467,12 +465,12 @@ class Run(keras.callbacks.Callback):
 def folders_to_write(options):
     """Keep other runs out of the folders, and fail now if one can't be written, rather than after
     an epoch. A dry run writes nothing there."""
-    if options.dry_run:
-        yield
-        return
-    with locked(options.checkpoint), locked(options.weights_full):
-        for folder in (options.checkpoint, options.weights_full):
-            tempfile.TemporaryFile(dir=folder).close()
+    folders = (options.checkpoint, options.weights_full)
+    with ExitStack() as locks:
+        for folder in folders if not options.dry_run else ():
+            locks.enter_context(locked(folder))
+        for folder in folders:
+            tempfile.TemporaryFile(dir=existing(folder)).close()
         yield
 
 
