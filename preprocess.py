@@ -63,8 +63,11 @@ def main(argv=None):
     classes = choose_classes(options.classes, listing)  # the labels that are taken
     columns = label_columns(classes)  # the network's outputs: all 24 letters, or the classes
 
-    # First shuffle, then choose: the split of a letter is the same whatever --classes says.
-    random.Random(options.seed).shuffle(listing)
+    # First order, then choose: the split of a letter is the same whatever --classes says.
+    if options.split == "random":
+        random.Random(options.seed).shuffle(listing)
+    else:
+        listing.sort(key=frame)
     listing = [(name, label) for name, label in listing if label in classes]
 
     with new_dataset(options.numpy_folder) as folder:  # which moves there when the block ends
@@ -82,7 +85,7 @@ def main(argv=None):
                 "columns": columns,
                 "image_size": IMAGE_SIZE,
                 "color_order": "BGR",
-                "split": "shuffled",
+                "split": options.split,
                 "seed": options.seed,
                 "source": str(source.path),
                 "counts": counts,
@@ -111,7 +114,9 @@ def parse_options(argv):
     add("--train", type=between(int, 1), metavar="N", help=about)
     about = f"validation images per class (default: {VALIDATION}, or 3 of 12 likewise)"
     add("--validation", type=between(int, 1), metavar="N", help=about)
-    about = "order of the images (default: 0)"
+    about = "in-order: by the frames' numbers, so that each part has other scenes (default: random)"
+    add("--split", choices=["random", "in-order"], default="random", help=about)
+    about = "order of the images, of --split random (default: 0)"
     add("--seed", type=between(int, 0), default=0, metavar="N", help=about)
     return parser.parse_args(argv)
 
@@ -338,8 +343,13 @@ def label_columns(classes):
 # ---- the split ----
 
 
+def frame(row):
+    """The place of a (name, label) in the video that it is of: A2.jpg stands before A10.jpg."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d{1,18})", row[0])]
+
+
 def deal(listing, train_count, validation_count):
-    """Share out a shuffled listing as the article does: {split: [(name, label)]}.
+    """Share out an ordered listing as the article does: {split: [(name, label)]}.
 
     The first images of each class go to training, the next to validation, the rest to test.
     """

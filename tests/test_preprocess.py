@@ -72,6 +72,28 @@ def test_rows_are_mixed_and_follow_the_seed(drawings, tmp_path):
     assert (np.diff(letters) != 0).sum() > 8  # in blocks of one class it would be 2
 
 
+def test_split_in_order(drawings, tmp_path):
+    """By the numbers in the names; the split of a letter is the same with any others."""
+    for classes in (("A", "B", "C"), ("A", "C")):
+        options = ("--data", drawings, "--split", "in-order", "--classes", *classes)
+        _, dataset = make(tmp_path, *options)
+        assert dataset["split"] == "in-order"
+        for split, numbers in (("train", range(1, 9)), ("validation", (9, 10, 11)), ("test", [12])):
+            rows = [f"{label}_{number}.jpg" for label in classes for number in numbers]
+            assert sorted(dataset["rows"][split]) == sorted(rows)
+    _, dataset = make(tmp_path, "--data", drawings)
+    assert dataset["split"] == "random"
+
+
+@pytest.mark.parametrize(
+    "names", [["A2.jpg", "A10.jpg", "A10b.jpg"], ["9.jpg", "a.jpg"], ["A" + "9" * 5000 + ".jpg"]]
+)
+def test_order_of_frames(names):
+    assert sorted([(name, "A") for name in names[::-1]], key=preprocess.frame) == [
+        (name, "A") for name in names
+    ]
+
+
 def test_output_ends_with_the_counts(drawings, tmp_path):
     done = script("preprocess.py", "--data", drawings, "--numpy-folder", tmp_path, cwd=tmp_path)
     assert done.returncode == 0 and done.stderr == ""
