@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
 from preprocess import SUFFIXES, UNREAD, Archive, Folder, NoImage, UserError, between, crc32, decode
 from preprocess import ending_in_one_line, fit, is_image, list_images, load_dataset, load_split
 from preprocess import name_label, number, picture, read_images, reading, run_main, shown
-from training import Batches, add_folders, best_intact, is_intact, load_class_names, load_run
+from training import Batches, add_folders, best_intact, load_class_names, load_run, origin
 
 with ending_in_one_line():
     import numpy as np
@@ -55,7 +55,7 @@ def main(argv=None):
 
     probabilities = model.predict(Batches(images, labels, 32), verbose=0)
     predicted, expected = probabilities.argmax(axis=1), labels.argmax(axis=1)
-    print_accuracy(dataset["columns"], expected, predicted)
+    print_accuracy(dataset["columns"], expected, predicted, f"{dataset['split']} split")
 
     write_report(options.weights_full, dataset, expected, predicted, weights, epoch)
     draw_confusion(options.weights_full, dataset["columns"], expected, predicted)
@@ -92,10 +92,10 @@ def print_weights(path, epoch):
         print(f"weights {path}: nothing beside them says what they were trained on")
 
 
-def print_accuracy(columns, expected, predicted):
-    """Print the accuracy, and right / total of each class that there is."""
+def print_accuracy(columns, expected, predicted, what):
+    """Print the accuracy, on what it is, and right / total of each class that there is."""
     print("##################")
-    print(f"Accuracy: {accuracy_score(expected, predicted):.4f}")
+    print(f"Accuracy: {accuracy_score(expected, predicted):.4f} ({what})")
     print("##################")
     confusion = confusion_matrix(expected, predicted, labels=range(len(columns)))
     for index, total in enumerate(confusion.sum(axis=1)):
@@ -228,7 +228,7 @@ def name_pictures(model, trained, options, output):
     if len(expected) > 1:
         if others:
             print(f"not counted: {shown(sorted(others))}, not among {shown(classes, 40)}")
-        print_accuracy(columns, np.array(expected), np.array(predicted))
+        print_accuracy(columns, np.array(expected), np.array(predicted), "these pictures")
     if unread:
         raise UserError(f"{number(unread, 'picture')} can't be read")
 
@@ -425,28 +425,6 @@ def best_weights(checkpoint, weights_full, network):
         raise UserError(f"{weights_full} has no trained weights yet: run training.py")
     final = weights_full / "model_weights.h5"
     return final, *origin(final)
-
-
-def origin(path):
-    """(what is known of the run, the epoch) of a file of weights, as the JSON beside it tells.
-
-    (None, None) of weights that stand alone; a UserError if the file is not what the JSON lists.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} is missing, or no file")
-    listed = {}  # name: (CRC-32, what is known, the epoch)
-    if (path.parent / "run.json").exists():
-        run = load_run(path.parent)
-        listed |= {row["file"]: (row["crc32"], run, row) for row in run["epochs"]}
-    if (path.parent / "class_names.json").exists():
-        network = load_class_names(path.parent)
-        listed |= {name: (crc, network, network["last"]) for name, crc in network["files"].items()}
-    checksum, run, epoch = listed.get(path.name, (None, None, None))
-    if checksum and not is_intact(path.parent, {"file": path.name, "crc32": checksum}):
-        raise UserError(
-            f"{path} is damaged or foreign (CRC-32 does not fit): run training.py again"
-        )
-    return run, epoch
 
 
 def check_classes(trained, dataset):

@@ -11,16 +11,19 @@ The same command, without --fresh, goes on after the last epoch, and ends as if 
     python training.py --dry-run
     python training.py
     python training.py --precision mixed_bfloat16 --epochs 100
+    python training.py --vary
 """
 
 import argparse
 import csv
 import math
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -37,6 +40,8 @@ with importing_keras():
     from keras.layers import Activation, BatchNormalization, Conv2D, Dense, Dropout, Flatten
     from keras.layers import Input, MaxPooling2D, Rescaling
     from keras.optimizers import SGD
+
+    from asl_data import vary_hands
 
 
 def build_model(columns, seed):
@@ -100,19 +105,22 @@ def main(argv=None):
     )
     with folders_to_write(options):
         run = Run(options, dataset)  # which reads how far it got
+        if options.vary:
+            train = Varied(train, dataset["rows"]["train"], options)
 
         keras.config.set_dtype_policy(options.precision)
         keras.utils.set_random_seed(options.seed)
         model = build_model(len(dataset["columns"]), options.seed)
         architecture = model.to_json()  # now, as compile would add the optimizer to it
-        model.compile(
-            loss="categorical_crossentropy",
-            optimizer=SGD(learning_rate=options.learning_rate, momentum=options.momentum),
-            metrics=["accuracy"],
-        )
+        loss, optimizer = "categorical_crossentropy", SGD(options.learning_rate, options.momentum)
+        if options.vary:
+            loss, optimizer = recipe(options, len(train))
+        model.compile(loss=loss, optimizer=optimizer, metrics=["accuracy"])
         model.summary()
         print(f"train {number(len(train.images), 'image')}, validation {len(validation.images):,}")
         print_device(options.precision)
+        if options.start_from and not run.epochs:
+            start_from(options.start_from, model, run)
         if options.dry_run:
             return try_out(model, train, validation, run)
 
@@ -143,9 +151,14 @@ def parse_options(argv):
     add = parser.add_argument
     add("--epochs", type=between(int, 1), default=50, help="passes over the images (default: 50)")
     add("--batch-size", type=between(int, 1), default=32, help="images per step (default: 32)")
-    about = "learning rate of SGD (default: 0.001)"
-    add("--learning-rate", type=between(float, 0, 10), default=0.001, help=about)
-    add("--momentum", type=between(float, 0, 1), default=0.0, help="momentum of SGD (default: 0.0)")
+    about = "learning rate of SGD (default: 0.001, with --vary 0.003)"
+    add("--learning-rate", type=between(float, 0, 10), help=about)
+    about = "momentum of SGD (default: 0.0, with --vary 0.9)"
+    add("--momentum", type=between(float, 0, 1), help=about)
+    about = "train on varied photographs, for other hands and rooms (default: on them as they are)"
+    add("--vary", action="store_true", help=about)
+    about = "begin with these weights of an earlier run (default: with random ones)"
+    add("--start-from", type=Path, metavar="FILE", help=about)
     about = "seed of weights, dropout and order (default: 0)"
     add("--seed", type=between(int, 0), default=0, help=about)
     about = "number format of the layers; the weights stay float32 (default: float32)"
@@ -157,7 +170,24 @@ def parse_options(argv):
     about = "try one batch and a checkpoint, say how long the run would take (default: train)"
     add("--dry-run", action="store_true", help=about)
     add_folders(parser)
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.learning_rate is None:
+        options.learning_rate = 0.003 if options.vary else 0.001
+    if options.momentum is None:
+        options.momentum = 0.9 if options.vary else 0.0
+    return options
+
+
+def recipe(options, steps):
+    """The loss and the optimizer of --vary: a rate that grows for an epoch, then falls to 0."""
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0,
+        decay_steps=max(1, (options.epochs - 1) * steps),
+        warmup_target=options.learning_rate,
+        warmup_steps=steps,
+    )
+    loss = keras.losses.CategoricalCrossentropy(label_smoothing=0.05)
+    return loss, SGD(rate, options.momentum, global_clipnorm=5.0)
 
 
 def add_folders(parser):
@@ -189,8 +219,48 @@ class Batches(keras.utils.PyDataset):
         return math.ceil(len(self.order) / self.batch_size)
 
     def __getitem__(self, index):
-        rows = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        rows = self.order[self.places(index)]
         return np.asarray(self.images[rows]), np.asarray(self.labels[rows])
+
+    def places(self, index):
+        """Where in the order the rows of a batch stand."""
+        return range(len(self.order))[index * self.batch_size :][: self.batch_size]
+
+    def draw(self, seed, epoch):
+        """The order of an epoch."""
+        self.order = np.random.default_rng((seed, epoch)).permutation(len(self.images))
+
+
+class Varied(Batches):
+    """Batches of varied photographs, in which each letter comes as often as the others.
+
+    They are made by all cores, some batches ahead; an image is a function of (seed, epoch, its
+    place in the epoch), whichever makes it.
+    """
+
+    def __init__(self, batches, names, options):
+        super().__init__(batches.images, batches.labels, batches.batch_size)
+        self.variation = vary_hands.Variation(self.images, self.labels, names, options.seed)
+        self.growing = 0.4 * options.epochs
+        cores = min(os.cpu_count() or 1, 16)
+        self.ahead, self.pool = 2 + cores // 4, ThreadPoolExecutor(cores)
+        self.draw(options.seed, 0)
+
+    def draw(self, seed, epoch):
+        # All at full strength from the first step, the network learns nothing.
+        self.strength = min(1, 0.1 + 0.9 * epoch / self.growing)
+        self.order = self.variation.draw(epoch)
+        self.begun = {}  # batch: its images, being made
+
+    def __getitem__(self, index):
+        for later in range(index, min(index + self.ahead, len(self))):
+            if later not in self.begun:
+                self.begun[later] = [
+                    self.pool.submit(self.variation.image, place, self.strength)
+                    for place in self.places(later)
+                ]
+        images = np.stack([image.result() for image in self.begun.pop(index)])
+        return images, np.asarray(self.labels[self.order[self.places(index)]])
 
 
 class Chance(keras.callbacks.Callback):
@@ -204,8 +274,7 @@ class Chance(keras.callbacks.Callback):
         self.batches, self.seed = batches, seed
 
     def on_epoch_begin(self, epoch, logs=None):
-        rng = np.random.default_rng((self.seed, epoch))
-        self.batches.order = rng.permutation(len(self.batches.images))
+        self.batches.draw(self.seed, epoch)
         for layer in self.model.layers:
             if isinstance(layer, Dropout):  # its state is its seed and the steps that it has made
                 layer.seed_generator.state.assign([layer.seed, epoch * len(self.batches)])
@@ -306,7 +375,8 @@ def first_nvidia_gpu():
 
 CHECKPOINTS = "weights.*.hdf5"
 METRICS = ("accuracy", "loss", "val_accuracy", "val_loss")
-SETTINGS = ("learning_rate", "momentum", "batch_size", "seed", "precision")  # not: epochs, keep
+# Not: epochs, keep.
+SETTINGS = ("learning_rate", "momentum", "batch_size", "seed", "precision", "vary")
 
 
 class Run(keras.callbacks.Callback):
@@ -326,6 +396,14 @@ class Run(keras.callbacks.Callback):
         self.classes, self.columns = dataset["classes"], dataset["columns"]
         self.settings = {name: getattr(options, name) for name in SETTINGS}
         self.settings |= {"backend": keras.backend.backend(), "data": dataset["files"]}
+        if options.vary:
+            self.settings["epochs"] = options.epochs  # on which the rate and the strength depend
+        self.settings["start_from"] = None
+        if path := options.start_from:
+            known = None
+            if not path.exists() and (self.folder / "run.json").exists():  # --fresh moved it aside
+                known = load_run(self.folder)["settings"].get("start_from")
+            self.settings["start_from"] = known or crc32(path)
         self.epochs = []
         if not options.fresh:
             for path in (self.folder / "run.json", options.weights_full / "class_names.json"):
@@ -559,6 +637,21 @@ def restore(model, path):
             variable.assign(saved[name][()])
 
 
+def start_from(path, model, run):
+    """Give the model the weights of an earlier run; its output anew, if that had other letters."""
+    earlier, _ = origin(path)
+    known = earlier or {"classes": run.classes, "columns": run.columns}
+    with reading(path, "training.py"):
+        network = build_model(len(known["columns"]), 0)
+        network.load_weights(path)
+    same = set(run.classes) <= set(known["classes"]) and run.columns == known["columns"]
+    output = [layer for layer in model.layers if isinstance(layer, Dense)][-1]
+    for layer, old in zip(model.layers, network.layers):
+        if same or layer is not output:
+            layer.set_weights(old.get_weights())
+    print(f"starts from {path}{'' if same else ', its output anew'}")
+
+
 # ---- Weights_Full/: the trained network ----
 
 
@@ -588,6 +681,28 @@ def load_class_names(folder):
     epoch's row, and the CRC-32 of each file that is part of the network."""
     keys = "classes columns settings last files"
     return read_json(folder / "class_names.json", keys, "training.py")
+
+
+def origin(path):
+    """(what is known of the run, the epoch) of a file of weights, as the JSON beside it tells.
+
+    (None, None) of weights that stand alone; a UserError if the file is not what the JSON lists.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing, or no file")
+    listed = {}  # name: (CRC-32, what is known, the epoch)
+    if (path.parent / "run.json").exists():
+        run = load_run(path.parent)
+        listed |= {row["file"]: (row["crc32"], run, row) for row in run["epochs"]}
+    if (path.parent / "class_names.json").exists():
+        network = load_class_names(path.parent)
+        listed |= {name: (crc, network, network["last"]) for name, crc in network["files"].items()}
+    checksum, run, epoch = listed.get(path.name, (None, None, None))
+    if checksum and not is_intact(path.parent, {"file": path.name, "crc32": checksum}):
+        raise UserError(
+            f"{path} is damaged or foreign (CRC-32 does not fit): run training.py again"
+        )
+    return run, epoch
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def test_accuracy_where_the_classes_are_known(by_class, trained, tmp_path, capsy
     output = capsys.readouterr().out
     lines = LINE.findall(output)
     right = [line for line in lines if not line[-1]]
-    assert len(lines) == 12 and f"Accuracy: {len(right) / 12:.4f}\n" in output
+    assert len(lines) == 12 and f"Accuracy: {len(right) / 12:.4f} (these pictures)\n" in output
     for label in "ABC":
         count = sum(line[1] == label for line in right)
         assert f"\n{label}  {count}/4" in output

@@ -51,7 +51,10 @@ def test_output(dataset, copy):
     right = re.findall(r"^([ABC])  (\d)/1$", rest, flags=re.MULTILINE)
     assert [label for label, _ in right] == ["A", "B", "C"]
     accuracy = sum(int(number) for _, number in right) / 3
-    assert f"\n##################\nAccuracy: {accuracy:.4f}\n##################\nA  " in rest
+    assert (
+        f"\n##################\nAccuracy: {accuracy:.4f} (random split)\n##################\nA  "
+        in rest
+    )
 
 
 def test_accuracy_is_that_of_the_weights(dataset, copy, capsys):

@@ -1,0 +1,460 @@
+"""Vary photographs of hands: other rooms, light, sizes, places and cameras.
+
+`training.py --vary` trains on what this makes. Run by itself it writes asl_data/varied.jpg, 48
+varied photographs of Numpy_folder/, to look at: you should still be able to read every hand.
+
+    python asl_data/vary_hands.py
+    python asl_data/vary_hands.py --numpy-folder my_arrays --strength 0.3 --seed 1
+
+Where a camera stood still, the frames show the empty room too, each a part of it: so the hand can
+be cut out (`cut_hands`) and pasted before made-up rooms (`draw_room`). A photograph with no such
+neighbours is varied as a whole.
+"""
+
+import argparse
+import os
+import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from preprocess import HERE, IMAGE_SIZE, between, load_dataset, load_split, replacing, run_main
+
+import cv2  # after preprocess, which says what to do where one of these is missing
+import numpy as np
+
+SIZE = IMAGE_SIZE
+EDGE = 5  # pixels cut off at each side: the Kaggle frames have a blue border that nothing else has
+BLOCK = 500  # frame numbers that are one room, as the Kaggle scenes end at 1000, 2000 and 2500
+ROOMS = 300  # made-up rooms that are drawn once and then varied
+
+# -----------------------------------------------------------------------------
+# what training takes
+
+
+class Variation:
+    """Varied photographs of a data set: each a function of (seed, epoch, place in the epoch).
+
+    Three of four hands are cut out and put into a made-up room, if hands of every letter can be
+    cut out: of each letter as many, or a made-up room would tell the letter.
+    """
+
+    def __init__(self, images, labels, names, seed):
+        """images: uint8 (n, SIZE, SIZE, 3); labels: one-hot (n, columns); names: of the files."""
+        cv2.setNumThreads(1)  # training makes many images at once
+        self.images, self.seed = images, seed
+        self.hands, self.studio = cut_hands(images, names), Studio(seed)
+        columns, found = labels.argmax(axis=1), self.hands.any(axis=1)
+        self.letters = [np.flatnonzero(columns == column) for column in np.unique(columns)]
+        self.cut_out = [rows[found[rows]] for rows in self.letters]
+        self.share = 0.75 if min(map(len, self.cut_out)) > 20 else 0
+        print(f"{found.sum():,} of {len(images):,} hands can be cut out", end="")
+        print("" if self.share else ", too few of some letter: the photographs keep their rooms")
+
+    def draw(self, epoch):
+        """The rows of an epoch, int (n,): of each letter as many, in a random order."""
+        self.epoch, rng = epoch, np.random.default_rng((self.seed, epoch))
+        count, more = divmod(len(self.images), len(self.letters))
+        rows, cut = [], []
+        for place, (letter, cut_out) in enumerate(zip(self.letters, self.cut_out)):
+            total = count + (place < more)
+            cuts = round(self.share * total)
+            rows += [some(rng, cut_out, cuts), some(rng, letter, total - cuts)]
+            cut += [np.ones(cuts, bool), np.zeros(total - cuts, bool)]
+        order = rng.permutation(len(self.images))
+        self.rows, self.cut = np.concatenate(rows)[order], np.concatenate(cut)[order]
+        return self.rows
+
+    def image(self, place, strength):
+        """The varied image at a place of the epoch, uint8 (SIZE, SIZE, 3)."""
+        row, hand = self.rows[place], None
+        if self.cut[place]:
+            hand = np.unpackbits(self.hands[row]).reshape(SIZE, SIZE)
+        rng = np.random.default_rng((self.seed, self.epoch, place))
+        return vary(self.images[row], hand, self.studio, rng, strength)
+
+
+def some(rng, rows, count):
+    """`count` of the rows, at random, each as often as the others."""
+    times = -(-count // max(1, len(rows)))
+    return np.concatenate([rng.permutation(rows) for _ in range(times)] or [rows[:0]])[:count]
+
+
+# -----------------------------------------------------------------------------
+# a hand without its room
+
+
+def cut_hands(images, names):
+    """The hand of each image, uint8 (n, SIZE * SIZE / 8) of packed bits, all 0 where none is found.
+
+    images: uint8 (n, SIZE, SIZE, 3); names: their files, whose last number is the frame's.
+    """
+    scenes = {}
+    for row, name in enumerate(names):
+        numbers = re.findall(r"\d{1,9}", name.rpartition("/")[2])
+        scenes.setdefault((int(numbers[-1]) - 1) // BLOCK if numbers else 0, []).append(row)
+    masks = np.zeros((len(images), SIZE * SIZE // 8), np.uint8)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for rows in scenes.values():
+            room, stands_still = find_room(images, rows)
+            if stands_still:
+                hands = pool.map(cut_hand, (images[row] for row in rows), repeat(room))
+                for row, hand in zip(rows, hands):
+                    masks[row] = 0 if hand is None else np.packbits(hand)
+    return masks
+
+
+def find_room(images, rows):
+    """(the empty room behind these frames, uint8 (SIZE, SIZE, 3), whether there is one).
+
+    Hands are darker than walls, so each place of the room is among the brightest fifth of what was
+    seen there. Photographs of many rooms are told by their light, which no one gain explains.
+    """
+    some = images[sorted({rows[place] for place in np.linspace(0, len(rows) - 1, 81).astype(int)})]
+    room = np.percentile(some, 80, axis=0).astype(np.uint8)
+    sparse = (slice(EDGE, -EDGE, 4),) * 2
+    light = np.log([np.median((image[sparse] + 1.0) / (room[sparse] + 1.0)) for image in some])
+    return room, np.median(np.abs(light - np.median(light))) < 0.15
+
+
+def cut_hand(image, room):
+    """The hand before its empty room, uint8 (SIZE, SIZE), 1 or 0; None where that is not plain."""
+    now, known = image[EDGE:-EDGE, EDGE:-EDGE], room[EDGE:-EDGE, EDGE:-EDGE]
+    sparse = (slice(None, None, 4),) * 2
+    ratio = (now[sparse] + 1.0) / (known[sparse] + 1.0)
+    off = difference(now, known, np.median(ratio, axis=(0, 1)))
+    near = off[sparse] < 40  # once more, without the hand
+    if near.mean() < 0.3:
+        return None
+    off = difference(now, known, np.median(ratio[near], axis=0))
+    differs = cv2.morphologyEx((off > 24).view(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3)))
+    count, labels, facts, _ = cv2.connectedComponentsWithStats(differs)
+    if count < 2:
+        return None
+    hand = (labels == 1 + facts[1:, cv2.CC_STAT_AREA].argmax()).astype(np.uint8)
+    fill_holes(hand, 400)
+    if not 0.04 < hand.mean() < 0.6 or not hand[-3:].any():
+        return None
+    top, bottom, left, right = fist_box(hand)
+    if not (top > 1 and left > 1 and right < len(hand) - 1):
+        return None  # a part of it is not in the picture
+    light = cv2.cvtColor(known, cv2.COLOR_BGR2GRAY)
+    blind = light < 95
+    if np.mean(cv2.mean(now, hand)[:3]) > 130:  # and not a black one
+        blind |= light > 245
+    if cv2.countNonZero(cv2.dilate(hand, np.ones((7, 7))) & blind) > 0.01 * hand.sum():
+        return None  # before a dark beam or in a window, where its edge is not seen
+    return np.pad(hand, EDGE, mode="edge")
+
+
+def difference(now, known, gain):
+    """How far an image is from the room in this light, uint8: the channel that differs most."""
+    table = (np.arange(256)[:, None] * gain).clip(0, 255).astype(np.uint8)
+    off = cv2.absdiff(now, cv2.LUT(known, table[None]))
+    return cv2.max(cv2.max(off[..., 0], off[..., 1]), off[..., 2])
+
+
+def fill_holes(hand, most):
+    count, labels, facts, _ = cv2.connectedComponentsWithStats(1 - hand, connectivity=4)
+    for part in range(1, count):
+        if facts[part, cv2.CC_STAT_AREA] < most:
+            hand[labels == part] = 1
+
+
+# -----------------------------------------------------------------------------
+# made-up rooms; images are uint8 (SIZE, SIZE, 3), blue-green-red
+
+
+def draw_room(rng):
+    """What may lie behind a hand: a wall, and in most of them some things before it."""
+    color = pick_color(rng)
+    room = np.full((SIZE, SIZE, 3), color, np.float32)
+    if rng.random() < 0.6:
+        room += rng.uniform(10, 90) * smooth(rng, 2, 3)
+    if rng.random() < 0.4:
+        room += rng.uniform(5, 50) * smooth(rng, 4, 12)
+    things = (draw_shapes, draw_grid, draw_person, draw_stripes)
+    if rng.random() < 0.7:
+        things[rng.choice(4, p=(0.4, 0.25, 0.2, 0.15))](room, rng)
+    if rng.random() < 0.3:
+        room += rng.uniform(3, 30) * smooth(rng, 20, 100)
+    if rng.random() < 0.6:
+        room = cv2.GaussianBlur(room, (0, 0), rng.uniform(0.7, 6))
+    return room.clip(0, 255).astype(np.uint8)
+
+
+def pick_color(rng):
+    """A colour, float (3,): mostly a grey one."""
+    saturation = 0.5 * rng.random() ** 2
+    return rng.uniform(10, 245) * (1 + saturation * rng.uniform(-1, 1, 3))
+
+
+def smooth(rng, least, most):
+    """A smooth field, float32 (SIZE, SIZE, 1 or 3), -1 to 1, of least to most cells a side."""
+    cells = rng.integers(least, most, 2, endpoint=True)
+    field = rng.uniform(-1, 1, (*cells, 3 if rng.random() < 0.3 else 1)).astype(np.float32)
+    return cv2.resize(field, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC).reshape(SIZE, SIZE, -1)
+
+
+def draw_shapes(room, rng):
+    for _ in range(rng.integers(2, 14)):
+        color, (x, y) = pick_color(rng).tolist(), rng.integers(-30, SIZE + 30, 2).tolist()
+        width, height = rng.integers(6, 130, 2).tolist()
+        angle = int(rng.integers(180))
+        if rng.random() < 0.6:
+            corners = cv2.boxPoints(((x, y), (width, height), angle)).round().astype(np.int32)
+            cv2.fillPoly(room, [corners], color)
+        else:
+            cv2.ellipse(room, (x, y), (width // 2, height // 2), angle, 0, 360, color, -1)
+
+
+def draw_grid(room, rng):
+    """Shelves, windows, keys: cells of one size between lines."""
+    across, down = rng.integers(12, 110, 2).tolist()
+    left, top = rng.integers(-60, 60, 2).tolist()
+    gap, alike = int(rng.integers(2, 10)), pick_color(rng)
+    for y in range(top, SIZE, down):
+        for x in range(left, SIZE, across):
+            color = (alike * rng.uniform(0.8, 1.2)).tolist()
+            cv2.rectangle(room, (x + gap, y + gap), (x + across, y + down), color, -1)
+
+
+def draw_person(room, rng):
+    """A head on shoulders, as behind a hand before a camera."""
+    x, y = rng.integers((20, 30), (SIZE - 20, 150)).tolist()
+    size = int(rng.integers(22, 75))
+    skin = rng.uniform(60, 235) * np.array((0.72, 0.84, 1.0)) * rng.uniform(0.92, 1.08, 3)
+    cloth, hair = pick_color(rng).tolist(), (rng.uniform(5, 120) * np.array((0.8, 0.9, 1))).tolist()
+    cv2.ellipse(room, (x, y + 3 * size), (2 * size, int(1.8 * size)), 0, 0, 360, cloth, -1)
+    neck = (skin * 0.8).tolist()
+    cv2.rectangle(room, (x - size // 3, y), (x + size // 3, y + 2 * size), neck, -1)
+    cv2.ellipse(room, (x, y - size // 4), (size, int(1.2 * size)), 0, 0, 360, hair, -1)
+    face = (int(0.8 * size), int(1.1 * size))
+    cv2.ellipse(room, (x, y), face, 0, 0, 360, skin.tolist(), -1)
+    for side in (-1, 1):
+        eye = (x + side * size // 3, y - size // 5)
+        cv2.ellipse(room, eye, (size // 7, size // 12), 0, 0, 360, hair, -1)
+    mouth = (skin * 0.7).tolist()
+    cv2.ellipse(room, (x, y + size // 2), (size // 4, size // 12), 0, 0, 360, mouth, -1)
+
+
+def draw_stripes(room, rng):
+    angle, width = rng.uniform(0, np.pi), rng.uniform(4, 40)
+    y, x = np.mgrid[:SIZE, :SIZE]
+    wave = np.sin((np.cos(angle) * x + np.sin(angle) * y) * np.pi / width)
+    room += rng.uniform(10, 60) * np.sign(wave).astype(np.float32)[..., None]
+
+
+# -----------------------------------------------------------------------------
+# one photograph, varied
+
+
+def draw_light(rng):
+    """How bright light and shadow make each place, uint8 (SIZE, SIZE, 3), 128 is as it is."""
+    grey = smooth(rng, 2, 3).mean(axis=2, keepdims=True)
+    light = (128 + 70 * grey + 12 * smooth(rng, 2, 2)).clip(30, 255).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(light, (SIZE, SIZE, 3)))
+
+
+class Studio:
+    """What is drawn once and then used for all photographs: rooms, lights and noise."""
+
+    def __init__(self, seed):
+        rng = np.random.default_rng((seed, 1))
+        self.rooms = [draw_room(rng) for _ in range(ROOMS)]
+        self.lights = [draw_light(rng) for _ in range(40)]
+        self.noise = []
+        for sigma in np.linspace(2, 22, 12):
+            grain = rng.normal(0, sigma, (SIZE, SIZE, 3)).astype(np.float32)
+            if rng.random() < 0.5:
+                grain = 2 * cv2.GaussianBlur(grain, (0, 0), 0.8)
+            self.noise.append(grain.astype(np.int16))
+
+
+def vary(image, hand, studio, rng, strength):
+    """One photograph as another camera, in another room, might have taken it.
+
+    image: uint8 (SIZE, SIZE, 3); hand: uint8 (SIZE, SIZE), 1 where it is cut out, None to vary the
+    whole photograph; strength: from 0, almost the same, to 1. Returns uint8 (SIZE, SIZE, 3).
+    """
+    inside = image[EDGE:-EDGE, EDGE:-EDGE]
+    # Outside the picture its edge goes on: a reflection would be a second hand.
+    how = {"flags": cv2.INTER_LINEAR, "borderMode": cv2.BORDER_REPLICATE}
+    if hand is None:
+        move = about((SIZE / 2 - EDGE,) * 2, whole(rng, strength), rng, strength)
+        picture = cv2.warpPerspective(inside, move, (SIZE, SIZE), **how)
+    else:
+        edge = np.ascontiguousarray(hand[EDGE:-EDGE, EDGE:-EDGE])
+        top, bottom, left, right = fist_box(edge)
+        middle, side = ((left + right) / 2, (top + bottom) / 2), max(right - left, bottom - top)
+        move = about(middle, elsewhere(middle, side, rng, strength), rng, strength)
+        both = cv2.cvtColor(inside, cv2.COLOR_BGR2BGRA)
+        cv2.insertChannel(cv2.erode(edge, None) * 255, both, 3)
+        both = cv2.warpPerspective(both, move, (SIZE, SIZE), **how)
+        picture, mask = cv2.cvtColor(both, cv2.COLOR_BGRA2BGR), cv2.extractChannel(both, 3)
+        picture = paste(picture, mask, studio, rng, strength)
+    return photograph(picture, studio, rng, strength)
+
+
+def fist_box(hand):
+    """(top, bottom, left, right) of a hand without its arm, which is what is narrower below."""
+    widths = hand.sum(axis=1, dtype=np.int64)
+    top = int(np.argmax(widths > 0))
+    widest = top + int(np.argmax(widths[top:]))
+    narrow = np.flatnonzero(widths[widest:] < 0.65 * widths[widest])
+    bottom = widest + int(narrow[0]) if len(narrow) else len(hand)
+    columns = np.flatnonzero(hand[top:bottom].any(axis=0))
+    return top, bottom, int(columns[0]), int(columns[-1]) + 1
+
+
+def whole(rng, strength):
+    """(middle, scale) for a photograph that keeps its room."""
+    shift = rng.uniform(-0.18, 0.18, 2) * SIZE * strength
+    return SIZE / 2 + shift, np.exp(rng.uniform(-0.4, 0.6) * strength)
+
+
+def elsewhere(middle, side, rng, strength):
+    """(middle, scale) of a hand of another size at another place."""
+    wanted = SIZE * np.exp(rng.uniform(np.log(0.25), np.log(1.1)))
+    scale = (wanted / side) ** strength
+    half = min(0.45 * side * scale, SIZE / 2)
+    place = rng.uniform(half, SIZE - half + 1e-9, 2) + rng.normal(0, 6, 2)
+    return place * strength + (np.array(middle) + EDGE) * (1 - strength), scale
+
+
+def about(middle, goal, rng, strength):
+    """The matrix (3, 3) that turns, scales and skews about `middle` and moves it to the goal."""
+    (x, y), scale = goal
+    angle, shear = np.radians(rng.uniform(-25, 25)) * strength, rng.uniform(-0.2, 0.2) * strength
+    aspect = np.exp(rng.uniform(-0.2, 0.2) * strength)
+    turn = np.array([(np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))])
+    turn = turn @ np.array([(aspect, shear), (0, 1 / aspect)]) * scale
+    if rng.random() < 0.15 * strength:
+        turn[:, 0] *= -1
+    back = np.array([(1, 0, -middle[0]), (0, 1, -middle[1]), (0, 0, 1)])
+    tilt = rng.uniform(-0.0015, 0.0015, 2) * strength * min(scale, 1)
+    there = np.array([(*turn[0], 0), (*turn[1], 0), (*tilt, 1)])
+    return np.array([(1, 0, x), (0, 1, y), (0, 0, 1)]) @ there @ back
+
+
+def paste(picture, mask, studio, rng, strength):
+    """The hand of a picture, in another light, before a made-up room."""
+    if rng.random() < 0.7:
+        mask = cv2.GaussianBlur(mask, (0, 0), rng.uniform(0.5, 1.5))
+    tone = cv2.mean(picture, mask)[:3]
+    light = np.mean(tone)
+    wanted = light ** (1 - strength) * rng.uniform(35, 215) ** strength
+    picture = cv2.LUT(picture, light_table(light, wanted, rng.normal(0, 0.1, 3) * strength))
+
+    room = studio.rooms[rng.integers(ROOMS)]
+    side = int(rng.integers(SIZE // 3, SIZE + 1))
+    left, top = rng.integers(0, SIZE - side + 1, 2)
+    room = cv2.resize(room[top : top + side, left : left + side], (SIZE, SIZE))
+    if rng.random() < 0.5:
+        room = cv2.flip(room, 1)
+    behind = np.mean(cv2.mean(room)[:3])
+    goal = rng.uniform(5, 250) * strength + 175 * (1 - strength)
+    while abs(goal - wanted) < 35:
+        goal = rng.uniform(5, 250)
+    table = goal + (np.arange(256) - behind) * rng.uniform(0.6, 1.1) * strength
+    room = cv2.LUT(room, table.clip(0, 255).astype(np.uint8))
+    mask = cv2.merge([mask] * 3)
+    return cv2.add(
+        cv2.multiply(picture, mask, scale=1 / 255),
+        cv2.multiply(room, cv2.bitwise_not(mask), scale=1 / 255),
+    )
+
+
+def light_table(light, wanted, tint):
+    """The table, uint8 (1, 256, 3), that takes what is as bright as `light` to `wanted`."""
+    light, wanted = (min(max(value / 255, 0.02), 0.98) for value in (light, wanted))
+    gamma = min(max(np.log(wanted) / np.log(light), 0.35), 2.8)
+    table = 255 * (np.arange(256)[:, None] / 255) ** gamma * np.exp(tint)
+    return table.clip(0, 255).astype(np.uint8)[None]
+
+
+def photograph(picture, studio, rng, strength):
+    """A picture through another camera."""
+    chance = rng.random(10) / max(strength, 1e-9)  # so strong variations get more frequent
+    if chance[0] < 0.5:
+        light = studio.lights[rng.integers(len(studio.lights))]
+        picture = cv2.multiply(picture, light, scale=1 / 128)
+    table = 255 * (np.arange(256)[:, None] / 255) ** np.exp(rng.uniform(-0.4, 0.4) * strength)
+    table = table * np.exp(rng.normal(0, 0.1, 3) * strength)
+    if chance[1] < 0.3:  # haze, or a screen
+        table = rng.uniform(30, 225) + (table - 128) * rng.uniform(0.22, 0.9)
+    if chance[2] < 0.04:  # the negative
+        table = 255 - table
+    picture = cv2.LUT(picture, table.clip(0, 255).astype(np.uint8)[None])
+    if chance[3] < 0.15:
+        picture = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+    return hide(blur(picture, studio, rng, chance[4:7]), rng, chance[7:])
+
+
+def blur(picture, studio, rng, chance):
+    """A picture out of focus, of few pixels, with noise, or none of it."""
+    if chance[0] < 0.3:
+        picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.5, 2))
+    if chance[1] < 0.3:
+        small = (int(rng.integers(50, 170)),) * 2
+        picture = cv2.resize(cv2.resize(picture, small, interpolation=cv2.INTER_AREA), (SIZE, SIZE))
+    if chance[2] < 0.5:
+        grain = np.roll(studio.noise[rng.integers(len(studio.noise))], int(rng.integers(SIZE)), 0)
+        picture = cv2.add(picture, grain, dtype=cv2.CV_8U)
+    return picture
+
+
+def hide(picture, rng, chance):
+    """A picture with patches on it, bars at its sides or above, or none of it."""
+    if chance[0] < 0.25:
+        for _ in range(rng.integers(1, 4)):
+            left, top = rng.integers(-20, SIZE, 2).tolist()
+            width, height = rng.integers(8, 60, 2).tolist()
+            corner = (left + width, top + height)
+            cv2.rectangle(picture, (left, top), corner, pick_color(rng).tolist(), -1)
+    if chance[1] < 0.15:
+        thick = int(rng.integers(4, 50))
+        color = pick_color(rng) if chance[2] < 0.3 else np.full(3, 255.0 * (chance[2] > 0.7))
+        if rng.random() < 0.6:
+            picture[:, :thick] = picture[:, -thick:] = color.clip(0, 255)
+        else:
+            picture[:thick] = color.clip(0, 255)
+    return picture
+
+
+# -----------------------------------------------------------------------------
+# a sheet to look at
+
+
+def draw_sheet(folder, seed, strength):
+    """48 varied training images of a Numpy_folder, uint8 (6 * SIZE, 8 * SIZE, 3)."""
+    dataset = load_dataset(folder)
+    images, labels = load_split(folder, "train", dataset)
+    variation = Variation(images, labels, dataset["rows"]["train"], seed)
+    variation.draw(0)
+    places = np.arange(48) % len(images)
+    sheet = np.stack([variation.image(place, strength) for place in places])
+    return sheet.reshape(6, 8, SIZE, SIZE, 3).swapaxes(1, 2).reshape(6 * SIZE, 8 * SIZE, 3)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description="Draw a sheet of varied photographs to look at.")
+    add, here = parser.add_argument, Path(__file__).resolve().parent
+    about = "what preprocess.py wrote (default: Numpy_folder beside the scripts)"
+    add("--numpy-folder", type=Path, default=HERE / "Numpy_folder", metavar="DIR", help=about)
+    about = "the sheet (default: varied.jpg beside this script)"
+    add("--output", type=Path, default=here / "varied.jpg", metavar="FILE", help=about)
+    about = "how much is varied, 0 to 1 (default: 1.0)"
+    add("--strength", type=between(float, 0, 1), default=1.0, help=about)
+    add("--seed", type=between(int, 0), default=0, help="of what is drawn (default: 0)")
+    options = parser.parse_args(argv)
+    sheet = draw_sheet(options.numpy_folder, options.seed, options.strength)
+    with replacing(options.output) as path:
+        path.write_bytes(cv2.imencode(".jpg", sheet)[1])
+    print(f"wrote {options.output}")
+
+
+if __name__ == "__main__":
+    run_main(main)

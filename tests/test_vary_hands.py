@@ -1,0 +1,263 @@
+"""Varied photographs: asl_data/vary_hands.py, training.py --vary and --start-from."""
+
+import json
+import shutil
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+from conftest import ROOT, SHARED, arrays, assert_same_run, files, history, in_process, load_script
+from conftest import load, make, open_run, replace, script, train
+
+import preprocess
+import training
+from asl_data import vary_hands
+
+draw_hands = load_script(ROOT / "asl_data" / "draw_hands.py")
+SIZE = preprocess.IMAGE_SIZE
+
+
+@pytest.fixture(scope="module")
+def still():
+    """(images, labels, names, hands) of 135 drawn hands before a camera that stands still."""
+    wall = 190 + 30 * draw_hands.ramp(np.random.default_rng(1)) * np.ones(3)
+    images, hands, names = [], [], []
+    for letter in "ABC":
+        for number in range(1, 46):
+            rng = np.random.default_rng((number, ord(letter)))
+            relief, mask = draw_hands.draw_hand(letter, rng)
+            shift = np.float32([(1, 0, rng.uniform(-50, 50)), (0, 1, rng.uniform(0, 60))])
+            relief, mask = (cv2.warpAffine(each, shift, (200, 200)) for each in (relief, mask))
+            skin = np.array((60, 90, 142)) * rng.uniform(0.8, 1.2)
+            picture = wall + mask[..., None] * (relief[..., None] * skin - wall)
+            picture = picture * rng.uniform(0.9, 1.1)  # the camera's own gain
+            images.append(preprocess.fit(picture.clip(0, 255).astype(np.uint8)))
+            hands.append(cv2.resize(mask, (SIZE, SIZE)) > 0.5)
+            names.append(f"{letter}/{letter}{number}.jpg")
+    return np.stack(images), np.repeat(np.eye(24)[:3], 45, axis=0), names, np.stack(hands)
+
+
+def unpack(masks):
+    return np.unpackbits(masks, axis=1).reshape(-1, SIZE, SIZE).astype(bool)
+
+
+def test_hands_are_cut_out(still):
+    images, _, names, hands = still
+    found = unpack(vary_hands.cut_hands(images, names))
+    taken = found.any(axis=(1, 2))
+    assert taken.mean() > 0.7
+    inside = (slice(None), slice(8, -8), slice(8, -8))
+    found, hands = found[taken][inside], hands[taken][inside]
+    overlap = (found & hands).sum(axis=(1, 2)) / (found | hands).sum(axis=(1, 2))
+    assert np.median(overlap) > 0.95 and overlap.min() > 0.8
+
+
+def test_a_camera_that_moves_has_no_room(drawings):
+    """Each of these drawings has a room of its own."""
+    names = sorted(path.name for path in drawings.iterdir())
+    images = np.stack([preprocess.decode((drawings / name).read_bytes()) for name in names])
+    assert not vary_hands.cut_hands(images, names).any()
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the photographs are not on this machine")
+def test_hands_of_the_photographs_are_cut_out():
+    source = preprocess.Archive(SHARED / "data" / "asl-alphabet-abc.zip")
+    names = [f"asl_alphabet_train/asl_alphabet_train/{x}/{x}{n}.jpg" for x in "ABC"
+             for n in range(1, 500, 10)]  # fmt: skip
+    images = np.stack([image for image, _ in preprocess.read_images(source, names)])
+    found = unpack(vary_hands.cut_hands(images, names)).any(axis=(1, 2)).reshape(3, 50)
+    assert (found.mean(axis=1) > 0.3).all()
+
+
+@pytest.fixture
+def variation(still):
+    images, labels, names, _ = still
+    return vary_hands.Variation(images, labels, names, seed=0)
+
+
+def test_an_image_follows_from_seed_epoch_and_place(variation, still):
+    images, labels, names, _ = still
+    again = vary_hands.Variation(images, labels, names, seed=0)
+    again.draw(7)
+    variation.draw(3)
+    assert variation.draw(7).tolist() == again.rows.tolist()
+    for place in (5, 3, 4):
+        assert np.array_equal(variation.image(place, 0.5), again.image(place, 0.5))
+    seventh = variation.image(5, 0.5)
+    variation.draw(8)
+    variation.rows, variation.cut = again.rows, again.cut
+    assert not np.array_equal(variation.image(5, 0.5), seventh)
+    other = vary_hands.Variation(images, labels, names, seed=1)
+    assert other.draw(7).tolist() != again.rows.tolist()
+
+
+def test_each_letter_is_as_often_there_and_cut_out(variation, still):
+    _, labels, _, _ = still
+    for epoch in range(3):
+        rows = variation.draw(epoch)
+        letters = labels.argmax(axis=1)[rows]
+        assert np.bincount(letters).tolist() == [45, 45, 45]
+        assert np.bincount(letters[variation.cut]).tolist() == [34, 34, 34]
+
+
+def test_letters_of_unequal_numbers(still):
+    images, labels, names, _ = still
+    some = [*range(30), *range(45, 49), *range(90, 100)]
+    few = vary_hands.Variation(images[some], labels[some], [names[i] for i in some], seed=0)
+    rows = few.draw(0)
+    assert np.bincount(labels[some].argmax(axis=1)[rows]).tolist() == [15, 15, 14]
+    assert not few.cut.any()
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_strength(variation, still, cut):
+    """Weakly varied, a photograph is nearly as it was; strongly, it is another one."""
+    images, hand = still[0], variation.hands
+    rows = np.flatnonzero(hand.any(axis=1))[:20]
+    far = {}
+    for strength in (0, 1):
+        off = []
+        for row in rows:
+            mask = np.unpackbits(hand[row]).reshape(SIZE, SIZE) if cut else None
+            rng = np.random.default_rng(row)
+            varied = vary_hands.vary(images[row], mask, variation.studio, rng, strength)
+            assert varied.shape == (SIZE, SIZE, 3) and varied.dtype == np.uint8
+            off.append(np.abs(varied[20:-20, 20:-20] - images[row][20:-20, 20:-20].astype(int)))
+        far[strength] = np.mean(off)
+    assert far[0] < 20 < 40 < far[1]
+
+
+def test_the_sheet(dataset, tmp_path):
+    options = ("--numpy-folder", dataset, "--output", tmp_path / "sheet.jpg")
+    done = script("asl_data/vary_hands.py", *options, check=True)
+    assert done.stdout.endswith(f"wrote {tmp_path / 'sheet.jpg'}\n")
+    assert "0 of 24 hands can be cut out, too few of some letter" in done.stdout
+    sheet = cv2.imread(str(tmp_path / "sheet.jpg"))
+    assert sheet.shape == (6 * SIZE, 8 * SIZE, 3) and sheet.std() > 20
+    done = script("asl_data/vary_hands.py", "--numpy-folder", tmp_path / "nothing")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "preprocess.py" in done.stderr
+
+
+# ---- training.py --vary ----
+
+
+def test_vary_goes_on_exactly(small_dataset, tmp_path, monkeypatch):
+    arguments = ("--vary", "--epochs", "3")
+    train(small_dataset, tmp_path / "straight", *arguments, check=True)
+    write = training.Run.write
+
+    def stop_after_two(self):
+        write(self)
+        if len(self.epochs) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Run, "write", stop_after_two)
+        with pytest.raises(KeyboardInterrupt):
+            in_process(small_dataset, tmp_path / "stopped", *arguments)
+    assert len(history(tmp_path / "stopped")) == 2
+    train(small_dataset, tmp_path / "stopped", *arguments, check=True)
+    assert_same_run(tmp_path / "stopped", tmp_path / "straight")
+
+
+def test_vary_changes_no_network(small_dataset, trained, tmp_path):
+    """The variation is outside of it; the rate grows from 0 and falls to 0."""
+    train(small_dataset, tmp_path, "--vary", "--epochs", "1", check=True)
+    model = "Weights_Full/model.json"
+    assert (tmp_path / model).read_bytes() == (trained / model).read_bytes()
+    for other, difference in (
+        (("--vary", "--epochs", "2"), "epochs 1, not 2"),
+        (("--epochs", "1"), "vary True, not False"),
+    ):
+        with pytest.raises(preprocess.UserError, match=difference):
+            open_run(small_dataset, tmp_path, *other)
+
+
+def test_rate_and_strength(small_dataset):
+    options = training.parse_options(["--vary", "--epochs", "11"])
+    assert (options.learning_rate, options.momentum) == (0.003, 0.9)
+    _, optimizer = training.recipe(options, steps=10)
+    rates = [float(optimizer._learning_rate(step)) for step in (0, 5, 10, 60, 110)]
+    assert np.allclose(rates, [0, 0.0015, 0.003, 0.0015, 0], atol=1e-8)
+    batches = training.Batches(*load(small_dataset, "train"), 4)
+    rows = preprocess.load_dataset(small_dataset)["rows"]["train"]
+    varied, strengths = training.Varied(batches, rows, options), []
+    for epoch in (0, 2, 5, 10):
+        varied.draw(0, epoch)
+        strengths.append(varied.strength)
+    assert np.allclose(strengths, [0.1, 0.1 + 0.9 * 2 / 4.4, 1, 1])
+    before = varied[1][0].copy()
+    varied.draw(0, 3)
+    varied.draw(0, 10)  # what was begun ahead is forgotten
+    assert np.array_equal(varied[1][0], before)
+    options = training.parse_options([])
+    assert (options.learning_rate, options.momentum) == (0.001, 0.0)
+
+
+# ---- training.py --start-from ----
+
+
+def test_starts_from_the_weights_of_a_run(small_dataset, trained, tmp_path, capsys):
+    """A rate of 0 keeps them: but the averages of BatchNorm, which see the images."""
+    start = trained / "Weights_Full" / "model_weights.h5"
+    in_process(
+        small_dataset, tmp_path, "--learning-rate", "0", "--epochs", "1", "--start-from", start
+    )
+    assert f"starts from {start}\n" in capsys.readouterr().out
+    run = json.loads((tmp_path / "Checkpoint" / "run.json").read_text())
+    assert run["settings"]["start_from"] == preprocess.crc32(start)
+    before, after = arrays(start), arrays(tmp_path / "Weights_Full" / "model_weights.h5")
+    values = zip(sorted(before), sorted(after), strict=True)
+    for name, other in values:
+        if "moving" not in name:
+            assert np.array_equal(before[name], after[other]), name
+
+
+def test_other_letters_get_an_output_anew(trained, drawings, tmp_path, capsys):
+    for label in "AB":
+        for number in range(1, 5):
+            (tmp_path / "photos" / f"new{label}").mkdir(parents=True, exist_ok=True)
+            name = tmp_path / "photos" / f"new{label}" / f"{number}.jpg"
+            shutil.copy(drawings / f"{label}_{number}.jpg", name)
+    make(tmp_path / "arrays", "--data", tmp_path / "photos", "--classes", "all")
+    start = trained / "Weights_Full" / "model_weights.h5"
+    none = ("--learning-rate", "0", "--epochs", "1", "--start-from", start)
+    in_process(tmp_path / "arrays", tmp_path, *none)
+    assert f"starts from {start}, its output anew" in capsys.readouterr().out
+    kernels = []
+    for path in (start, tmp_path / "Weights_Full" / "model_weights.h5"):
+        with h5py.File(path) as file:
+            found = []
+            file.visititems(lambda name, item, found=found: found.append((name, item[()]))
+                            if name.endswith("kernel") else None)  # fmt: skip
+            kernels.append({array.shape: array for _, array in found})
+    assert np.array_equal(kernels[0][4096, 1000], kernels[1][4096, 1000])
+    assert (1000, 24) in kernels[0] and (1000, 2) in kernels[1]
+
+
+def test_start_from_a_checkpoint_that_fresh_moves(small_dataset, copy):
+    """The natural thing to do, and then the run is cut off and goes on."""
+    best = next((copy / "Checkpoint").glob("weights.03-*"))
+    in_process(small_dataset, copy, "--start-from", best, "--fresh", "--epochs", "1")
+    assert not best.exists()
+    in_process(small_dataset, copy, "--start-from", best, "--epochs", "2")
+    with pytest.raises(preprocess.UserError, match="start from"):
+        open_run(small_dataset, copy, "--epochs", "2")
+
+
+@pytest.mark.parametrize("damage", ["missing", "foreign", "changed"])
+def test_a_start_that_cannot_be_used(dataset, copy, tmp_path, damage):
+    start = copy / "Weights_Full" / "model_weights.h5"
+    if damage == "missing":
+        start.unlink()
+    elif damage == "foreign":
+        start = tmp_path / "other.h5"
+        with h5py.File(start, "w") as file:
+            file["something"] = 1
+    else:
+        replace(start, start.read_bytes()[:-9] + b"123456789")
+    with pytest.raises((preprocess.UserError, FileNotFoundError)) as error:
+        in_process(dataset, tmp_path / "new", "--start-from", start)
+    assert str(start) in f"{error.value} {getattr(error.value, 'filename', '')}"
+    assert not files(tmp_path / "new").keys() - {"Checkpoint/.lock", "Weights_Full/.lock"}
