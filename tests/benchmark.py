@@ -323,6 +323,7 @@ def part_checkpoint(options):
 def part_feed(options):
     """How fast batches come: read alone, and through fit with a network that sees one pixel."""
     import keras
+    import training
 
     train, validation = batches(options)
     train.order = np.random.default_rng(0).permutation(6000)
@@ -334,6 +335,13 @@ def part_feed(options):
     model.compile(loss="mse", optimizer="sgd")
     rates = epochs(model, train, validation, options.rounds + 1)["images/s"]
     row("feed, batches through fit", [6000 / rate for rate in rates[1:]], 6000)
+    rows = preprocess.load_dataset(arrays(options) / "ours" / "Numpy_folder")["rows"]
+    varied = training.Varied(train, rows["train"], training.parse_options(["--vary"]))
+    seconds = []
+    for epoch in range(options.rounds):
+        varied.draw(0, 49 - epoch)  # at full strength
+        seconds.append(timed(lambda: [None for _ in varied]))
+    row("feed, varied batches read", seconds, 6000)
 
 
 def part_limits(options):
