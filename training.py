@@ -16,6 +16,7 @@ The same command, without --fresh, goes on after the last epoch, and ends as if 
 
 import argparse
 import csv
+import glob
 import math
 import os
 import shutil
@@ -105,22 +106,24 @@ def main(argv=None):
     )
     with folders_to_write(options):
         run = Run(options, dataset)  # which reads how far it got
-        if options.vary:
-            train = Varied(train, dataset["rows"]["train"], options)
 
         keras.config.set_dtype_policy(options.precision)
         keras.utils.set_random_seed(options.seed)
         model = build_model(len(dataset["columns"]), options.seed)
         architecture = model.to_json()  # now, as compile would add the optimizer to it
-        loss, optimizer = "categorical_crossentropy", SGD(options.learning_rate, options.momentum)
         if options.vary:
             loss, optimizer = recipe(options, len(train))
+        else:
+            loss = "categorical_crossentropy"
+            optimizer = SGD(options.learning_rate, options.momentum)
         model.compile(loss=loss, optimizer=optimizer, metrics=["accuracy"])
         model.summary()
         print(f"train {number(len(train.images), 'image')}, validation {len(validation.images):,}")
         print_device(options.precision)
         if options.start_from and not run.epochs:
-            start_from(options.start_from, model, run)
+            start_from(options, model, run)
+        if options.vary:
+            train = Varied(train, dataset["rows"]["train"], options)
         if options.dry_run:
             return try_out(model, train, validation, run)
 
@@ -235,7 +238,8 @@ class Varied(Batches):
     """Batches of varied photographs, in which each letter comes as often as the others.
 
     They are made by all cores, some batches ahead; an image is a function of (seed, epoch, its
-    place in the epoch), whichever makes it.
+    place in the epoch), whichever makes it. Keras asks for some batches before the first epoch
+    begins: `draw` forgets them, and what is still made of them then is never used.
     """
 
     def __init__(self, batches, names, options):
@@ -244,9 +248,10 @@ class Varied(Batches):
         self.growing = 0.4 * options.epochs
         cores = min(os.cpu_count() or 1, 16)
         self.ahead, self.pool = 2 + cores // 4, ThreadPoolExecutor(cores)
-        self.draw(options.seed, 0)
+        self.draw(options.seed, options.epochs - 1)  # what --dry-run measures: full strength
 
     def draw(self, seed, epoch):
+        """The order of an epoch and what is varied in it; the seed is the variation's own."""
         # All at full strength from the first step, the network learns nothing.
         self.strength = min(1, 0.1 + 0.9 * epoch / self.growing)
         self.order = self.variation.draw(epoch)
@@ -375,14 +380,14 @@ def first_nvidia_gpu():
 
 CHECKPOINTS = "weights.*.hdf5"
 METRICS = ("accuracy", "loss", "val_accuracy", "val_loss")
-# Not: epochs, keep.
+# Not epochs, but with --vary; not keep.
 SETTINGS = ("learning_rate", "momentum", "batch_size", "seed", "precision", "vary")
 
 
 class Run(keras.callbacks.Callback):
     """A run in Checkpoint/: the article's ModelCheckpoint, and what it takes to go on.
 
-    settings: all that the result depends on, but the number of epochs.
+    settings: all that the weights after an epoch depend on.
     epochs: a row for each epoch that counts, {"epoch": 1 ..., the METRICS, "file", "crc32"}.
     run.json holds both; an epoch counts if its row stands there and its file has that CRC-32.
     To go on: `find_epochs` finds the last epoch that counts, `begin` restores the weights and the
@@ -396,14 +401,9 @@ class Run(keras.callbacks.Callback):
         self.classes, self.columns = dataset["classes"], dataset["columns"]
         self.settings = {name: getattr(options, name) for name in SETTINGS}
         self.settings |= {"backend": keras.backend.backend(), "data": dataset["files"]}
-        if options.vary:
-            self.settings["epochs"] = options.epochs  # on which the rate and the strength depend
-        self.settings["start_from"] = None
-        if path := options.start_from:
-            known = None
-            if not path.exists() and (self.folder / "run.json").exists():  # --fresh moved it aside
-                known = load_run(self.folder)["settings"].get("start_from")
-            self.settings["start_from"] = known or crc32(path)
+        if options.vary:  # whose rate and strength depend on the epochs
+            self.settings["vary"] = f"over {number(options.epochs, 'epoch')}"
+        self.settings["start_from"] = options.start_from and self.start()
         self.epochs = []
         if not options.fresh:
             for path in (self.folder / "run.json", options.weights_full / "class_names.json"):
@@ -411,6 +411,18 @@ class Run(keras.callbacks.Callback):
                     self.refuse_other_settings(path)
             self.find_epochs()
             self.refuse_network_of_elsewhere()
+
+    def start(self):
+        """The file of --start-from and its CRC-32, in words; in a run that goes on, which may have
+        moved it aside or written another one there, what they were."""
+        path, known = self.options.start_from, ""
+        if not self.options.fresh and (self.folder / "run.json").exists():
+            known = load_run(self.folder)["settings"].get("start_from") or ""
+        if known.startswith(f"{path} ("):
+            return known
+        if not path.is_file():
+            raise UserError(f"{path} is missing, or no file")
+        return f"{path} (CRC-32 {crc32(path)})"
 
     def refuse_other_settings(self, path):
         old = read_json(path, "settings", "training.py --fresh")["settings"]
@@ -637,8 +649,12 @@ def restore(model, path):
             variable.assign(saved[name][()])
 
 
-def start_from(path, model, run):
+def start_from(options, model, run):
     """Give the model the weights of an earlier run; its output anew, if that had other letters."""
+    path = options.start_from
+    if not path.exists():  # an earlier start, killed before its first epoch ended, moved it aside
+        moved = sorted(options.checkpoint.glob(f"old-*/{glob.escape(path.name)}"))
+        path = moved[-1] if moved else path
     earlier, _ = origin(path)
     known = earlier or {"classes": run.classes, "columns": run.columns}
     with reading(path, "training.py"):

@@ -48,20 +48,22 @@ class Variation:
         self.hands, self.studio = cut_hands(images, names), Studio(seed)
         columns, found = labels.argmax(axis=1), self.hands.any(axis=1)
         self.letters = [np.flatnonzero(columns == column) for column in np.unique(columns)]
-        self.cut_out = [rows[found[rows]] for rows in self.letters]
-        self.share = 0.75 if min(map(len, self.cut_out)) > 20 else 0
+        self.free = [rows[found[rows]] for rows in self.letters]  # of their room
+        least = min(len(free) / len(rows) for free, rows in zip(self.free, self.letters))
+        self.share = 0.75 if least > 0.1 else 0
         print(f"{found.sum():,} of {len(images):,} hands can be cut out", end="")
         print("" if self.share else ", too few of some letter: the photographs keep their rooms")
 
     def draw(self, epoch):
-        """The rows of an epoch, int (n,): of each letter as many, in a random order."""
+        """Choose the rows of an epoch, int (n,), and which hands are cut out: of each letter as
+        many of both."""
         self.epoch, rng = epoch, np.random.default_rng((self.seed, epoch))
         count, more = divmod(len(self.images), len(self.letters))
         rows, cut = [], []
-        for place, (letter, cut_out) in enumerate(zip(self.letters, self.cut_out)):
+        for place, (letter, free) in enumerate(zip(self.letters, self.free)):
             total = count + (place < more)
             cuts = round(self.share * total)
-            rows += [some(rng, cut_out, cuts), some(rng, letter, total - cuts)]
+            rows += [sample(rng, free, cuts), sample(rng, letter, total - cuts)]
             cut += [np.ones(cuts, bool), np.zeros(total - cuts, bool)]
         order = rng.permutation(len(self.images))
         self.rows, self.cut = np.concatenate(rows)[order], np.concatenate(cut)[order]
@@ -76,7 +78,7 @@ class Variation:
         return vary(self.images[row], hand, self.studio, rng, strength)
 
 
-def some(rng, rows, count):
+def sample(rng, rows, count):
     """`count` of the rows, at random, each as often as the others."""
     times = -(-count // max(1, len(rows)))
     return np.concatenate([rng.permutation(rows) for _ in range(times)] or [rows[:0]])[:count]
@@ -100,23 +102,27 @@ def cut_hands(images, names):
         for rows in scenes.values():
             room, stands_still = find_room(images, rows)
             if stands_still:
-                hands = pool.map(cut_hand, (images[row] for row in rows), repeat(room))
-                for row, hand in zip(rows, hands):
-                    masks[row] = 0 if hand is None else np.packbits(hand)
+                hands = list(pool.map(cut_hand, (images[row] for row in rows), repeat(room)))
+                found = [hand is not None for hand in hands]
+                if np.mean(found) > 0.2:  # else the few may be chance
+                    for row, hand in zip(rows, hands):
+                        masks[row] = 0 if hand is None else np.packbits(hand)
     return masks
 
 
 def find_room(images, rows):
     """(the empty room behind these frames, uint8 (SIZE, SIZE, 3), whether there is one).
 
-    Hands are darker than walls, so each place of the room is among the brightest fifth of what was
-    seen there. Photographs of many rooms are told by their light, which no one gain explains.
+    The hands must be darker than the walls, or seldom at one place: of what was seen at a place,
+    the room is among the brightest fifth. In photographs of one room the median brightness hardly
+    changes; in those of many it does.
     """
-    some = images[sorted({rows[place] for place in np.linspace(0, len(rows) - 1, 81).astype(int)})]
-    room = np.percentile(some, 80, axis=0).astype(np.uint8)
+    frames = [rows[place] for place in np.linspace(0, len(rows) - 1, 81).astype(int)]
+    frames = images[sorted(set(frames))]
+    room = np.percentile(frames, 80, axis=0).astype(np.uint8)
     sparse = (slice(EDGE, -EDGE, 4),) * 2
-    light = np.log([np.median((image[sparse] + 1.0) / (room[sparse] + 1.0)) for image in some])
-    return room, np.median(np.abs(light - np.median(light))) < 0.15
+    gains = np.log([np.median((frame[sparse] + 1.0) / (room[sparse] + 1.0)) for frame in frames])
+    return room, np.median(np.abs(gains - np.median(gains))) < 0.15
 
 
 def cut_hand(image, room):
@@ -142,11 +148,11 @@ def cut_hand(image, room):
         return None  # a part of it is not in the picture
     light = cv2.cvtColor(known, cv2.COLOR_BGR2GRAY)
     blind = light < 95
-    if np.mean(cv2.mean(now, hand)[:3]) > 130:  # and not a black one
+    if np.mean(cv2.mean(now, hand)[:3]) > 130:  # a light hand is not seen in a window
         blind |= light > 245
     if cv2.countNonZero(cv2.dilate(hand, np.ones((7, 7))) & blind) > 0.01 * hand.sum():
         return None  # before a dark beam or in a window, where its edge is not seen
-    return np.pad(hand, EDGE, mode="edge")
+    return np.pad(hand, EDGE, mode="edge")  # as large as the image again
 
 
 def difference(now, known, gain):
@@ -157,6 +163,7 @@ def difference(now, known, gain):
 
 
 def fill_holes(hand, most):
+    """Fill, in place, the holes of a mask that have fewer than `most` pixels."""
     count, labels, facts, _ = cv2.connectedComponentsWithStats(1 - hand, connectivity=4)
     for part in range(1, count):
         if facts[part, cv2.CC_STAT_AREA] < most:
@@ -164,11 +171,11 @@ def fill_holes(hand, most):
 
 
 # -----------------------------------------------------------------------------
-# made-up rooms; images are uint8 (SIZE, SIZE, 3), blue-green-red
+# made-up rooms, blue-green-red: float32 (SIZE, SIZE, 3) while they are drawn
 
 
 def draw_room(rng):
-    """What may lie behind a hand: a wall, and in most of them some things before it."""
+    """What may lie behind a hand, uint8 (SIZE, SIZE, 3): a wall, and mostly things before it."""
     color = pick_color(rng)
     room = np.full((SIZE, SIZE, 3), color, np.float32)
     if rng.random() < 0.6:
@@ -192,13 +199,14 @@ def pick_color(rng):
 
 
 def smooth(rng, least, most):
-    """A smooth field, float32 (SIZE, SIZE, 1 or 3), -1 to 1, of least to most cells a side."""
+    """A smooth field, float32 (SIZE, SIZE, 1 or 3), about -1 to 1, of least to most cells."""
     cells = rng.integers(least, most, 2, endpoint=True)
     field = rng.uniform(-1, 1, (*cells, 3 if rng.random() < 0.3 else 1)).astype(np.float32)
     return cv2.resize(field, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC).reshape(SIZE, SIZE, -1)
 
 
 def draw_shapes(room, rng):
+    """Boxes and discs of any colour."""
     for _ in range(rng.integers(2, 14)):
         color, (x, y) = pick_color(rng).tolist(), rng.integers(-30, SIZE + 30, 2).tolist()
         width, height = rng.integers(6, 130, 2).tolist()
@@ -241,6 +249,7 @@ def draw_person(room, rng):
 
 
 def draw_stripes(room, rng):
+    """Blinds, boards, stripes of cloth."""
     angle, width = rng.uniform(0, np.pi), rng.uniform(4, 40)
     y, x = np.mgrid[:SIZE, :SIZE]
     wave = np.sin((np.cos(angle) * x + np.sin(angle) * y) * np.pi / width)
@@ -283,13 +292,13 @@ def vary(image, hand, studio, rng, strength):
     # Outside the picture its edge goes on: a reflection would be a second hand.
     how = {"flags": cv2.INTER_LINEAR, "borderMode": cv2.BORDER_REPLICATE}
     if hand is None:
-        move = about((SIZE / 2 - EDGE,) * 2, whole(rng, strength), rng, strength)
+        move = movement((SIZE / 2 - EDGE,) * 2, place_photograph(rng, strength), rng, strength)
         picture = cv2.warpPerspective(inside, move, (SIZE, SIZE), **how)
     else:
         edge = np.ascontiguousarray(hand[EDGE:-EDGE, EDGE:-EDGE])
         top, bottom, left, right = fist_box(edge)
         middle, side = ((left + right) / 2, (top + bottom) / 2), max(right - left, bottom - top)
-        move = about(middle, elsewhere(middle, side, rng, strength), rng, strength)
+        move = movement(middle, place_hand(middle, side, rng, strength), rng, strength)
         both = cv2.cvtColor(inside, cv2.COLOR_BGR2BGRA)
         cv2.insertChannel(cv2.erode(edge, None) * 255, both, 3)
         both = cv2.warpPerspective(both, move, (SIZE, SIZE), **how)
@@ -309,13 +318,13 @@ def fist_box(hand):
     return top, bottom, int(columns[0]), int(columns[-1]) + 1
 
 
-def whole(rng, strength):
+def place_photograph(rng, strength):
     """(middle, scale) for a photograph that keeps its room."""
     shift = rng.uniform(-0.18, 0.18, 2) * SIZE * strength
     return SIZE / 2 + shift, np.exp(rng.uniform(-0.4, 0.6) * strength)
 
 
-def elsewhere(middle, side, rng, strength):
+def place_hand(middle, side, rng, strength):
     """(middle, scale) of a hand of another size at another place."""
     wanted = SIZE * np.exp(rng.uniform(np.log(0.25), np.log(1.1)))
     scale = (wanted / side) ** strength
@@ -324,9 +333,10 @@ def elsewhere(middle, side, rng, strength):
     return place * strength + (np.array(middle) + EDGE) * (1 - strength), scale
 
 
-def about(middle, goal, rng, strength):
-    """The matrix (3, 3) that turns, scales and skews about `middle` and moves it to the goal."""
-    (x, y), scale = goal
+def movement(middle, target, rng, strength):
+    """The matrix (3, 3) that moves `middle` to the target, a (middle, scale), and turns and skews
+    about it."""
+    (x, y), scale = target
     angle, shear = np.radians(rng.uniform(-25, 25)) * strength, rng.uniform(-0.2, 0.2) * strength
     aspect = np.exp(rng.uniform(-0.2, 0.2) * strength)
     turn = np.array([(np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))])
@@ -340,7 +350,7 @@ def about(middle, goal, rng, strength):
 
 
 def paste(picture, mask, studio, rng, strength):
-    """The hand of a picture, in another light, before a made-up room."""
+    """The hand of a picture, where its mask is 255 of 255, in another light and a made-up room."""
     if rng.random() < 0.7:
         mask = cv2.GaussianBlur(mask, (0, 0), rng.uniform(0.5, 1.5))
     tone = cv2.mean(picture, mask)[:3]
@@ -355,10 +365,10 @@ def paste(picture, mask, studio, rng, strength):
     if rng.random() < 0.5:
         room = cv2.flip(room, 1)
     behind = np.mean(cv2.mean(room)[:3])
-    goal = rng.uniform(5, 250) * strength + 175 * (1 - strength)
-    while abs(goal - wanted) < 35:
-        goal = rng.uniform(5, 250)
-    table = goal + (np.arange(256) - behind) * rng.uniform(0.6, 1.1) * strength
+    wall = rng.uniform(5, 250) * strength + 175 * (1 - strength)
+    while abs(wall - wanted) < 35:  # the hand must stand out
+        wall = rng.uniform(5, 250)
+    table = wall + (np.arange(256) - behind) * rng.uniform(0.6, 1.1) * strength
     room = cv2.LUT(room, table.clip(0, 255).astype(np.uint8))
     mask = cv2.merge([mask] * 3)
     return cv2.add(
@@ -376,47 +386,48 @@ def light_table(light, wanted, tint):
 
 
 def photograph(picture, studio, rng, strength):
-    """A picture through another camera."""
-    chance = rng.random(10) / max(strength, 1e-9)  # so strong variations get more frequent
-    if chance[0] < 0.5:
+    """A picture, uint8 (SIZE, SIZE, 3), through another camera."""
+    # The weaker, the less likely; as one draw, so that what follows does not move.
+    lit, haze, negative, grey, *others = rng.random(10) / max(strength, 1e-9)
+    if lit < 0.5:
         light = studio.lights[rng.integers(len(studio.lights))]
         picture = cv2.multiply(picture, light, scale=1 / 128)
     table = 255 * (np.arange(256)[:, None] / 255) ** np.exp(rng.uniform(-0.4, 0.4) * strength)
     table = table * np.exp(rng.normal(0, 0.1, 3) * strength)
-    if chance[1] < 0.3:  # haze, or a screen
+    if haze < 0.3:  # or a screen
         table = rng.uniform(30, 225) + (table - 128) * rng.uniform(0.22, 0.9)
-    if chance[2] < 0.04:  # the negative
+    if negative < 0.04:
         table = 255 - table
     picture = cv2.LUT(picture, table.clip(0, 255).astype(np.uint8)[None])
-    if chance[3] < 0.15:
+    if grey < 0.15:
         picture = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
-    return hide(blur(picture, studio, rng, chance[4:7]), rng, chance[7:])
+    return hide(blur(picture, studio, rng, *others[:3]), rng, *others[3:])
 
 
-def blur(picture, studio, rng, chance):
+def blur(picture, studio, rng, soft, coarse, noisy):
     """A picture out of focus, of few pixels, with noise, or none of it."""
-    if chance[0] < 0.3:
+    if soft < 0.3:
         picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.5, 2))
-    if chance[1] < 0.3:
+    if coarse < 0.3:
         small = (int(rng.integers(50, 170)),) * 2
         picture = cv2.resize(cv2.resize(picture, small, interpolation=cv2.INTER_AREA), (SIZE, SIZE))
-    if chance[2] < 0.5:
+    if noisy < 0.5:
         grain = np.roll(studio.noise[rng.integers(len(studio.noise))], int(rng.integers(SIZE)), 0)
         picture = cv2.add(picture, grain, dtype=cv2.CV_8U)
     return picture
 
 
-def hide(picture, rng, chance):
+def hide(picture, rng, patches, bars, shade):
     """A picture with patches on it, bars at its sides or above, or none of it."""
-    if chance[0] < 0.25:
+    if patches < 0.25:
         for _ in range(rng.integers(1, 4)):
             left, top = rng.integers(-20, SIZE, 2).tolist()
             width, height = rng.integers(8, 60, 2).tolist()
             corner = (left + width, top + height)
             cv2.rectangle(picture, (left, top), corner, pick_color(rng).tolist(), -1)
-    if chance[1] < 0.15:
+    if bars < 0.15:
         thick = int(rng.integers(4, 50))
-        color = pick_color(rng) if chance[2] < 0.3 else np.full(3, 255.0 * (chance[2] > 0.7))
+        color = pick_color(rng) if shade < 0.3 else np.full(3, 255.0 * (shade > 0.7))
         if rng.random() < 0.6:
             picture[:, :thick] = picture[:, -thick:] = color.clip(0, 255)
         else:

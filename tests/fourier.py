@@ -4,7 +4,8 @@
 
 That 11x11 convolution is 83 % of the network's arithmetic. On a processor without bfloat16 units
 this makes a training step about twice as fast, so that long runs can be measured there. The sums
-are the same to some 1e-5 of their spread; weights, files and options are those of the script.
+are the same to some 1e-5 of their spread. Weights, files and options are those of the script; a
+run should go on as it began. Float32 alone.
 """
 
 import os
@@ -21,7 +22,7 @@ import tensorflow as tf
 
 
 def convolution(images, kernel):
-    """As tf.nn.conv2d(images, kernel, 1, "VALID"), of square images and kernels.
+    """As tf.nn.conv2d(images, kernel, 1, "VALID"), of squares, the images of an odd size.
 
     images: float32 (n, size, size, channels); kernel: float32 (k, k, channels, filters).
     """

@@ -1,13 +1,25 @@
 """Varied photographs: asl_data/vary_hands.py, training.py --vary and --start-from."""
 
 import json
+import os
+import re
 import shutil
 
 import cv2
 import h5py
+import keras
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED, arrays, assert_same_run, files, history, in_process, load_script
+from conftest import (
+    ROOT,
+    SHARED,
+    assert_same_run,
+    copy_images,
+    files,
+    history,
+    in_process,
+    load_script,
+)
 from conftest import load, make, open_run, replace, script, train
 
 import preprocess
@@ -99,15 +111,51 @@ def test_each_letter_is_as_often_there_and_cut_out(variation, still):
         letters = labels.argmax(axis=1)[rows]
         assert np.bincount(letters).tolist() == [45, 45, 45]
         assert np.bincount(letters[variation.cut]).tolist() == [34, 34, 34]
+        assert variation.hands[rows[variation.cut]].any(axis=1).all()
 
 
 def test_letters_of_unequal_numbers(still):
     images, labels, names, _ = still
     some = [*range(30), *range(45, 49), *range(90, 100)]
     few = vary_hands.Variation(images[some], labels[some], [names[i] for i in some], seed=0)
-    rows = few.draw(0)
-    assert np.bincount(labels[some].argmax(axis=1)[rows]).tolist() == [15, 15, 14]
-    assert not few.cut.any()
+    assert np.bincount(labels[some].argmax(axis=1)[few.draw(0)]).tolist() == [15, 15, 14]
+
+
+def test_a_letter_of_which_no_hand_can_be_cut_out(still):
+    """Then none is, or a made-up room would say that it is another letter."""
+    images, labels, names, _ = still
+    images = images.copy()
+    images[:45] = np.random.default_rng(0).integers(0, 256, images[:45].shape, dtype=np.uint8)
+    variation = vary_hands.Variation(images, labels, names, seed=0)
+    variation.draw(0)
+    assert variation.hands[45:].any() and not variation.cut.any()
+
+
+def test_each_block_of_numbers_has_its_own_room(still):
+    """As the Kaggle scenes: the hands of the second are before a darker wall."""
+    images, _, names, _ = still
+    darker = (images * 0.75).astype(np.uint8)
+    later = [name.replace(".jpg", "").rstrip("0123456789") + f"{500 + i}.jpg"
+             for i, name in enumerate(names, 1)]  # fmt: skip
+    alone = vary_hands.cut_hands(darker, later)
+    both = vary_hands.cut_hands(np.concatenate([images, darker]), [*names, *later])
+    assert alone.any() and np.array_equal(both[len(images) :], alone)
+    one = vary_hands.cut_hands(np.concatenate([images, darker]), [*names, *names])
+    assert not np.array_equal(one[len(images) :], alone)
+
+
+@pytest.mark.parametrize("harm", ["cut off", "dark wall", "white wall"])
+def test_hands_whose_edge_is_not_seen(harm):
+    """A part outside of the picture, a dark hand before a beam, a light one in a window."""
+    room = np.full((SIZE, SIZE, 3), {"dark wall": 80, "white wall": 253}.get(harm, 180), np.uint8)
+    image, plain = room.copy(), np.full((SIZE, SIZE, 3), 180, np.uint8)
+    shade = 140 if harm == "white wall" else 30
+    left = 0 if harm == "cut off" else 80
+    for picture in (image, plain):
+        cv2.rectangle(picture, (left, 90), (left + 60, SIZE), (shade,) * 3, -1)
+    assert vary_hands.cut_hand(image, room) is None
+    found = vary_hands.cut_hand(plain, np.full((SIZE, SIZE, 3), 180, np.uint8))
+    assert (found is None) == (harm == "cut off")
 
 
 @pytest.mark.parametrize("cut", [True, False])
@@ -167,30 +215,34 @@ def test_vary_changes_no_network(small_dataset, trained, tmp_path):
     model = "Weights_Full/model.json"
     assert (tmp_path / model).read_bytes() == (trained / model).read_bytes()
     for other, difference in (
-        (("--vary", "--epochs", "2"), "epochs 1, not 2"),
-        (("--epochs", "1"), "vary True, not False"),
+        (("--vary", "--epochs", "2"), "vary over 1 epoch, not over 2 epochs"),
+        (("--epochs", "1"), "vary over 1 epoch, not False"),
     ):
         with pytest.raises(preprocess.UserError, match=difference):
             open_run(small_dataset, tmp_path, *other)
 
 
-def test_rate_and_strength(small_dataset):
+def test_rate_and_strength(dataset):
     options = training.parse_options(["--vary", "--epochs", "11"])
     assert (options.learning_rate, options.momentum) == (0.003, 0.9)
     _, optimizer = training.recipe(options, steps=10)
     rates = [float(optimizer._learning_rate(step)) for step in (0, 5, 10, 60, 110)]
     assert np.allclose(rates, [0, 0.0015, 0.003, 0.0015, 0], atol=1e-8)
-    batches = training.Batches(*load(small_dataset, "train"), 4)
-    rows = preprocess.load_dataset(small_dataset)["rows"]["train"]
+    batches = training.Batches(*load(dataset, "train"), 4)
+    rows = preprocess.load_dataset(dataset)["rows"]["train"]
     varied, strengths = training.Varied(batches, rows, options), []
     for epoch in (0, 2, 5, 10):
         varied.draw(0, epoch)
         strengths.append(varied.strength)
     assert np.allclose(strengths, [0.1, 0.1 + 0.9 * 2 / 4.4, 1, 1])
-    before = varied[1][0].copy()
+    before = [varied[index] for index in range(len(varied))]
     varied.draw(0, 3)
+    assert not np.array_equal(varied[0][0], before[0][0]) and varied.begun
     varied.draw(0, 10)  # what was begun ahead is forgotten
-    assert np.array_equal(varied[1][0], before)
+    for index, (images, labels) in enumerate(before):
+        again = varied[index]
+        assert np.array_equal(again[0], images) and np.array_equal(again[1], labels)
+        assert np.array_equal(labels, batches.labels[varied.order[4 * index : 4 * index + 4]])
     options = training.parse_options([])
     assert (options.learning_rate, options.momentum) == (0.001, 0.0)
 
@@ -206,12 +258,13 @@ def test_starts_from_the_weights_of_a_run(small_dataset, trained, tmp_path, caps
     )
     assert f"starts from {start}\n" in capsys.readouterr().out
     run = json.loads((tmp_path / "Checkpoint" / "run.json").read_text())
-    assert run["settings"]["start_from"] == preprocess.crc32(start)
-    before, after = arrays(start), arrays(tmp_path / "Weights_Full" / "model_weights.h5")
-    values = zip(sorted(before), sorted(after), strict=True)
-    for name, other in values:
-        if "moving" not in name:
-            assert np.array_equal(before[name], after[other]), name
+    assert run["settings"]["start_from"] == f"{start} (CRC-32 {preprocess.crc32(start)})"
+    before, after = (
+        keras.models.load_model(path, compile=False).trainable_variables
+        for path in (start, tmp_path / "Weights_Full" / "model_weights.h5")
+    )
+    for old, new in zip(before, after, strict=True):
+        assert np.array_equal(old, new), new.path
 
 
 def test_other_letters_get_an_output_anew(trained, drawings, tmp_path, capsys):
@@ -236,28 +289,47 @@ def test_other_letters_get_an_output_anew(trained, drawings, tmp_path, capsys):
     assert (1000, 24) in kernels[0] and (1000, 2) in kernels[1]
 
 
-def test_start_from_a_checkpoint_that_fresh_moves(small_dataset, copy):
-    """The natural thing to do, and then the run is cut off and goes on."""
-    best = next((copy / "Checkpoint").glob("weights.03-*"))
-    in_process(small_dataset, copy, "--start-from", best, "--fresh", "--epochs", "1")
-    assert not best.exists()
-    in_process(small_dataset, copy, "--start-from", best, "--epochs", "2")
+def test_other_letters_in_the_same_columns(trained, drawings, tmp_path, capsys):
+    names = {"A": "X", "B": "Y", "C": "K"}
+    copy_images(drawings, tmp_path / "photos", lambda label, i: f"{names[label]}/{i}.jpg")
+    make(tmp_path / "arrays", "--data", tmp_path / "photos", "--classes", "X", "Y", "K")
+    start = trained / "Weights_Full" / "model_weights.h5"
+    none = ("--learning-rate", "0", "--epochs", "1", "--start-from", start)
+    in_process(tmp_path / "arrays", tmp_path, *none)
+    assert f"starts from {start}, its output anew" in capsys.readouterr().out
+
+
+def test_start_from_a_file_that_fresh_moves(small_dataset, copy, monkeypatch):
+    """And which the run writes anew; it is killed at once, goes on, ends, and is made longer."""
+    start = copy / "Weights_Full" / "model_weights.h5"
+    options = ("--start-from", start, "--epochs")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training.keras.Sequential, "fit", interrupt)
+        in_process(small_dataset, copy, *options, "1", "--fresh")
+    assert not start.exists()
+    in_process(small_dataset, copy, *options, "1")
+    in_process(small_dataset, copy, *options, "2")
     with pytest.raises(preprocess.UserError, match="start from"):
         open_run(small_dataset, copy, "--epochs", "2")
 
 
-@pytest.mark.parametrize("damage", ["missing", "foreign", "changed"])
+def interrupt(*arguments, **options):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("damage", ["missing", "foreign", "changed", "a pipe"])
 def test_a_start_that_cannot_be_used(dataset, copy, tmp_path, damage):
     start = copy / "Weights_Full" / "model_weights.h5"
     if damage == "missing":
         start.unlink()
+    elif damage == "a pipe":
+        os.mkfifo(start := tmp_path / "pipe.h5")
     elif damage == "foreign":
         start = tmp_path / "other.h5"
         with h5py.File(start, "w") as file:
             file["something"] = 1
     else:
         replace(start, start.read_bytes()[:-9] + b"123456789")
-    with pytest.raises((preprocess.UserError, FileNotFoundError)) as error:
+    with pytest.raises(preprocess.UserError, match=re.escape(str(start))):
         in_process(dataset, tmp_path / "new", "--start-from", start)
-    assert str(start) in f"{error.value} {getattr(error.value, 'filename', '')}"
     assert not files(tmp_path / "new").keys() - {"Checkpoint/.lock", "Weights_Full/.lock"}
