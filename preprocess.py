@@ -151,7 +151,7 @@ class Folder:
     """The files in a folder: `names`, relative to it with "/" between the parts, and `read`."""
 
     def __init__(self, path, but=()):
-        """but: folders at its top that do not count. A folder that is not there is empty."""
+        """but: what does not count at its top. A folder that is not there is empty."""
         self.path, self.names = path, []
         if not path.exists():
             return
@@ -160,6 +160,7 @@ class Folder:
             below = Path(parent).relative_to(path)
             if not below.parts:
                 folders[:] = [folder for folder in folders if folder not in but]
+                files = [file for file in files if file not in but]
             if (real := os.path.realpath(parent)) in seen or len(below.parts) > 6:
                 folders.clear()  # a link that leads round in circles; Kaggle goes three deep
                 continue
@@ -254,7 +255,7 @@ def sources(path):
         yield from map(Archive, zips if len(zips) == 1 else [])  # which one is meant is plain
     else:
         yield Folder(folder / "new")
-        yield Folder(folder, but=("new", "demo"))
+        yield Folder(folder, but=("new", "demo", "varied.jpg"))
         yield from map(Archive, zips)
         yield Folder(folder / "demo")
 
@@ -658,6 +659,8 @@ def finish_move(folder):
 @contextmanager
 def replacing(path):
     """Give the name of a file to write, which replaces `path` when the block ends without error."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no file")  # a folder, or a device, as /dev/null is
     partial = path.with_name(f".partial-{path.name}")  # keras goes by the suffix
     try:
         yield partial

@@ -19,6 +19,7 @@ import csv
 import glob
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -130,7 +131,10 @@ def main(argv=None):
         run.begin(model)
         write_network(options.weights_full, architecture, run)  # so that test.py can test meanwhile
         if len(run.epochs) >= options.epochs:
-            print(f"finished before, after epoch {len(run.epochs)}; go on with more --epochs")
+            more = (
+                "start over with --fresh for more" if options.vary else "go on with more --epochs"
+            )
+            print(f"finished before, after epoch {len(run.epochs)}; {more}")
         else:
             with run.telling_how_to_go_on():
                 model.fit(
@@ -420,8 +424,8 @@ class Run(keras.callbacks.Callback):
             known = load_run(self.folder)["settings"].get("start_from") or ""
         if known.startswith(f"{path} ("):
             return known
-        if not path.is_file():
-            raise UserError(f"{path} is missing, or no file")
+        if not path.is_file() or not re.search(r"(?<!\.weights)\.(h5|hdf5)$", path.name):
+            raise UserError(f"{path} is missing, or no .hdf5 or .h5 file of training.py")
         return f"{path} (CRC-32 {crc32(path)})"
 
     def refuse_other_settings(self, path):
@@ -533,7 +537,7 @@ class Run(keras.callbacks.Callback):
         except KeyboardInterrupt:
             if self.options.dry_run:
                 raise
-            kept = number(len(self.epochs), "epoch")
+            kept = number(len(load_run(self.folder)["epochs"]), "epoch")
             raise KeyboardInterrupt(f": {kept} kept; {same_command()} goes on from there") from None
         except Exception as error:
             if not is_memory(error):

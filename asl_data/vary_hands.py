@@ -27,6 +27,7 @@ import numpy as np
 
 SIZE = IMAGE_SIZE
 EDGE = 5  # pixels cut off at each side: the Kaggle frames have a blue border that nothing else has
+SPARSE = (slice(EDGE, -EDGE, 4),) * 2  # some of an image's pixels: enough to measure the light
 BLOCK = 500  # frame numbers that are one room, as the Kaggle scenes end at 1000, 2000 and 2500
 ROOMS = 300  # made-up rooms that are drawn once and then varied
 
@@ -45,8 +46,9 @@ class Variation:
         """images: uint8 (n, SIZE, SIZE, 3); labels: one-hot (n, columns); names: of the files."""
         cv2.setNumThreads(1)  # training makes many images at once
         self.images, self.seed = images, seed
-        self.hands, self.studio = cut_hands(images, names), Studio(seed)
-        columns, found = labels.argmax(axis=1), self.hands.any(axis=1)
+        columns = labels.argmax(axis=1)
+        self.hands, self.studio = cut_hands(images, columns, names), Studio(seed)
+        found = self.hands.any(axis=1)
         self.letters = [np.flatnonzero(columns == column) for column in np.unique(columns)]
         self.free = [rows[found[rows]] for rows in self.letters]  # of their room
         least = min(len(free) / len(rows) for free, rows in zip(self.free, self.letters))
@@ -88,26 +90,40 @@ def sample(rng, rows, count):
 # a hand without its room
 
 
-def cut_hands(images, names):
+def cut_hands(images, letters, names):
     """The hand of each image, uint8 (n, SIZE * SIZE / 8) of packed bits, all 0 where none is found.
 
-    images: uint8 (n, SIZE, SIZE, 3); names: their files, whose last number is the frame's.
+    images: uint8 (n, SIZE, SIZE, 3); letters: int (n,); names: their files, whose last number is
+    the frame's. Photographs with other numbers, as of a telephone, keep their rooms.
     """
-    scenes = {}
-    for row, name in enumerate(names):
-        numbers = re.findall(r"\d{1,9}", name.rpartition("/")[2])
-        scenes.setdefault((int(numbers[-1]) - 1) // BLOCK if numbers else 0, []).append(row)
+    numbers = [re.findall(r"\d{1,9}", name.rpartition("/")[2]) for name in names]
+    blocks = np.array([(int(found[-1]) - 1) // BLOCK if found else 0 for found in numbers])
     masks = np.zeros((len(images), SIZE * SIZE // 8), np.uint8)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for rows in scenes.values():
-            room, stands_still = find_room(images, rows)
-            if stands_still:
+        for block in np.unique(blocks):
+            for rows in scenes(images, letters, np.flatnonzero(blocks == block)):
+                room, stands_still = find_room(images, rows)
                 hands = list(pool.map(cut_hand, (images[row] for row in rows), repeat(room)))
                 found = [hand is not None for hand in hands]
-                if np.mean(found) > 0.2:  # else the few may be chance
+                if stands_still and np.mean(found) > 0.2:  # else the few may be chance
                     for row, hand in zip(rows, hands):
                         masks[row] = 0 if hand is None else np.packbits(hand)
     return masks
+
+
+def scenes(images, letters, rows):
+    """The rows, int (n,), in groups of letters before the same room: of 24 letters, not all are."""
+    groups = []  # [the room, as the first letter of the group shows it, the rows]
+    for letter in np.unique(letters[rows]):
+        own = rows[letters[rows] == letter]
+        frames = own[np.unique(np.linspace(0, len(own) - 1, 27).astype(int))]
+        room = np.percentile([images[row][SPARSE] for row in frames], 80, axis=0).astype(np.uint8)
+        alike = [(difference(room, other, gains(room, other)) < 24).mean() for other, _ in groups]
+        if max(alike, default=0) > 0.6:
+            groups[int(np.argmax(alike))][1].append(own)
+        else:
+            groups.append((room, [own]))
+    return [np.sort(np.concatenate(owns)) for _, owns in groups]
 
 
 def find_room(images, rows):
@@ -117,24 +133,22 @@ def find_room(images, rows):
     the room is among the brightest fifth. In photographs of one room the median brightness hardly
     changes; in those of many it does.
     """
-    frames = [rows[place] for place in np.linspace(0, len(rows) - 1, 81).astype(int)]
-    frames = images[sorted(set(frames))]
-    room = np.percentile(frames, 80, axis=0).astype(np.uint8)
-    sparse = (slice(EDGE, -EDGE, 4),) * 2
-    gains = np.log([np.median((frame[sparse] + 1.0) / (room[sparse] + 1.0)) for frame in frames])
-    return room, np.median(np.abs(gains - np.median(gains))) < 0.15
+    frames = rows[np.unique(np.linspace(0, len(rows) - 1, 81).astype(int))]
+    room = np.percentile(images[frames], 80, axis=0).astype(np.uint8)
+    light = np.log(
+        [np.median((images[row][SPARSE] + 1.0) / (room[SPARSE] + 1.0)) for row in frames]
+    )
+    return room, np.median(np.abs(light - np.median(light))) < 0.15
 
 
 def cut_hand(image, room):
     """The hand before its empty room, uint8 (SIZE, SIZE), 1 or 0; None where that is not plain."""
     now, known = image[EDGE:-EDGE, EDGE:-EDGE], room[EDGE:-EDGE, EDGE:-EDGE]
-    sparse = (slice(None, None, 4),) * 2
-    ratio = (now[sparse] + 1.0) / (known[sparse] + 1.0)
-    off = difference(now, known, np.median(ratio, axis=(0, 1)))
-    near = off[sparse] < 40  # once more, without the hand
+    some, of_these = image[SPARSE], room[SPARSE]
+    near = difference(some, of_these, gains(some, of_these)) < 40  # once more, without the hand
     if near.mean() < 0.3:
         return None
-    off = difference(now, known, np.median(ratio[near], axis=0))
+    off = difference(now, known, gains(some[near], of_these[near]))
     differs = cv2.morphologyEx((off > 24).view(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3)))
     count, labels, facts, _ = cv2.connectedComponentsWithStats(differs)
     if count < 2:
@@ -155,9 +169,14 @@ def cut_hand(image, room):
     return np.pad(hand, EDGE, mode="edge")  # as large as the image again
 
 
-def difference(now, known, gain):
+def gains(now, known):
+    """How much lighter each channel is than it was, float (3,)."""
+    return np.median(((now + 1.0) / (known + 1.0)).reshape(-1, 3), axis=0)
+
+
+def difference(now, known, gains):
     """How far an image is from the room in this light, uint8: the channel that differs most."""
-    table = (np.arange(256)[:, None] * gain).clip(0, 255).astype(np.uint8)
+    table = (np.arange(256)[:, None] * gains).clip(0, 255).astype(np.uint8)
     off = cv2.absdiff(now, cv2.LUT(known, table[None]))
     return cv2.max(cv2.max(off[..., 0], off[..., 1]), off[..., 2])
 
@@ -451,16 +470,18 @@ def draw_sheet(folder, seed, strength):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Draw a sheet of varied photographs to look at.")
+    about = "Draw a sheet of varied photographs to look at."
+    parser = argparse.ArgumentParser(description=about, allow_abbrev=False)
     add, here = parser.add_argument, Path(__file__).resolve().parent
     about = "what preprocess.py wrote (default: Numpy_folder beside the scripts)"
     add("--numpy-folder", type=Path, default=HERE / "Numpy_folder", metavar="DIR", help=about)
-    about = "the sheet (default: varied.jpg beside this script)"
+    about = "the sheet, a JPEG (default: varied.jpg beside this script)"
     add("--output", type=Path, default=here / "varied.jpg", metavar="FILE", help=about)
     about = "how much is varied, 0 to 1 (default: 1.0)"
     add("--strength", type=between(float, 0, 1), default=1.0, help=about)
     add("--seed", type=between(int, 0), default=0, help="of what is drawn (default: 0)")
     options = parser.parse_args(argv)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     sheet = draw_sheet(options.numpy_folder, options.seed, options.strength)
     with replacing(options.output) as path:
         path.write_bytes(cv2.imencode(".jpg", sheet)[1])

@@ -234,6 +234,7 @@ def test_default_source(drawings, kaggle, tmp_path):
     assert source() == (
         f"preprocess.py: no images ({' '.join(preprocess.SUFFIXES)}) in {data}; put there"
     )
+    shutil.copy(drawings / "A_1.jpg", data / "varied.jpg")  # of vary_hands.py
     copy_images(drawings, data / "demo", "{}_{}.jpg".format)
     assert source() == f"source {data / 'demo'}: 36 images"
     shutil.move(shutil.make_archive(tmp_path / "archive", "zip", kaggle), data / "ASL.ZIP")
