@@ -416,9 +416,11 @@ def choose_weights(options, network):
 
 def best_weights(checkpoint, weights_full, network):
     """(file, what is known of its run, its epoch): the lowest val_loss of the run of `network`,
-    which is class_names.json; without checkpoints of that run, its last weights."""
+    which is class_names.json; without checkpoints of that run, its last weights, and so with
+    --vary, as there the rate falls to 0 and an early epoch has seen little varied."""
     run = load_run(checkpoint) if (checkpoint / "run.json").exists() else {"settings": None}
-    if run["settings"] == network["settings"]:
+    varied = network["last"] and network["settings"].get("vary")
+    if run["settings"] == network["settings"] and not varied:
         if best := best_intact(checkpoint, run["epochs"]):
             return checkpoint / best["file"], run, best
     if not network["last"]:

@@ -43,8 +43,6 @@ with importing_keras():
     from keras.layers import Input, MaxPooling2D, Rescaling
     from keras.optimizers import SGD
 
-    from asl_data import vary_hands
-
 
 def build_model(columns, seed):
     """The article's network: uint8 (n, 224, 224, 3), BGR in, float32 (n, columns) out."""
@@ -247,6 +245,10 @@ class Varied(Batches):
     """
 
     def __init__(self, batches, names, options):
+        try:
+            from asl_data import vary_hands  # here: asl_data may be a link to a disk of photographs
+        except ImportError:
+            raise UserError(f"{HERE / 'asl_data' / 'vary_hands.py'} is missing") from None
         super().__init__(batches.images, batches.labels, batches.batch_size)
         self.variation = vary_hands.Variation(self.images, self.labels, names, options.seed)
         self.growing = 0.4 * options.epochs

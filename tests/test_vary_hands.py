@@ -16,6 +16,7 @@ from conftest import (
     assert_same_run,
     copy_images,
     files,
+    folder_options,
     history,
     in_process,
     load_script,
@@ -233,6 +234,8 @@ def test_vary_changes_no_network(small_dataset, trained, tmp_path):
     train(small_dataset, tmp_path, "--vary", "--epochs", "1", check=True)
     model = "Weights_Full/model.json"
     assert (tmp_path / model).read_bytes() == (trained / model).read_bytes()
+    done = script("test.py", "--numpy-folder", small_dataset, *folder_options(tmp_path), check=True)
+    assert f"weights {tmp_path / 'Weights_Full' / 'model_weights.h5'}: epoch 1, " in done.stdout
     for other, difference in (
         (("--vary", "--epochs", "2"), "vary over 1 epoch, not over 2 epochs"),
         (("--epochs", "1"), "vary over 1 epoch, not False"),
