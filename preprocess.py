@@ -659,8 +659,6 @@ def finish_move(folder):
 @contextmanager
 def replacing(path):
     """Give the name of a file to write, which replaces `path` when the block ends without error."""
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path} is no file")  # a folder, or a device, as /dev/null is
     partial = path.with_name(f".partial-{path.name}")  # keras goes by the suffix
     try:
         yield partial

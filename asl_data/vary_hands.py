@@ -20,7 +20,16 @@ from itertools import repeat
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from preprocess import HERE, IMAGE_SIZE, between, load_dataset, load_split, replacing, run_main
+from preprocess import (
+    HERE,
+    IMAGE_SIZE,
+    UserError,
+    between,
+    load_dataset,
+    load_split,
+    replacing,
+    run_main,
+)
 
 import cv2  # after preprocess, which says what to do where one of these is missing
 import numpy as np
@@ -481,6 +490,8 @@ def main(argv=None):
     add("--strength", type=between(float, 0, 1), default=1.0, help=about)
     add("--seed", type=between(int, 0), default=0, help="of what is drawn (default: 0)")
     options = parser.parse_args(argv)
+    if options.output.exists() and not options.output.is_file():
+        raise UserError(f"{options.output} is no file")  # but a folder, or a device
     options.output.parent.mkdir(parents=True, exist_ok=True)
     sheet = draw_sheet(options.numpy_folder, options.seed, options.strength)
     with replacing(options.output) as path:

@@ -237,7 +237,7 @@ def test_pictures_that_cannot_be_written_cost_a_line(dataset, copy, capsys):
     options = ["--numpy-folder", dataset, *folder_options(copy)]
     test_script.main([str(option) for option in options])
     output = capsys.readouterr().out
-    assert re.search("warning: .*confusion.png can't be written .*is no file", output)
+    assert re.search("warning: .*confusion.png can't be written .*Is a directory", output)
     assert output.count("warning") == 1 and "Accuracy: " in output
     assert {path.name for path in (copy / "Weights_Full").glob("*.jp*g")} == {"mistakes.jpg"}
 
