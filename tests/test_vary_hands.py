@@ -214,6 +214,7 @@ def test_vary_goes_on_exactly(small_dataset, tmp_path, monkeypatch):
     arguments = ("--vary", "--epochs", "3")
     train(small_dataset, tmp_path / "straight", *arguments, check=True)
     write = training.Run.write
+    keras.utils.clear_session()  # layers are named as in a process of their own
 
     def stop_after_two(self):
         write(self)
