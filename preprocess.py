@@ -114,7 +114,7 @@ def parse_options(argv):
     add("--train", type=between(int, 1), metavar="N", help=about)
     about = f"validation images per class (default: {VALIDATION}, or 3 of 12 likewise)"
     add("--validation", type=between(int, 1), metavar="N", help=about)
-    about = "in-order: by the frames' numbers, so that each part has other scenes (default: random)"
+    about = "in-order: by the frames' numbers, to test on scenes not trained on (default: random)"
     add("--split", choices=["random", "in-order"], default="random", help=about)
     about = "order of the images, of --split random (default: 0)"
     add("--seed", type=between(int, 0), default=0, metavar="N", help=about)

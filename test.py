@@ -1,7 +1,8 @@
 """Test the trained network on the images that it has not seen, or let it read pictures.
 
 Reads Numpy_folder/test_*.npy, the network in Weights_Full/model.json and the weights with the
-lowest val_loss in Checkpoint/, else Weights_Full/model_weights.h5. Prints the accuracy and writes
+lowest val_loss in Checkpoint/, else (and after training.py --vary) the last ones, in
+Weights_Full/model_weights.h5. Prints the accuracy and writes
     Weights_Full/confusion.png    which letter was taken for which, how often
     Weights_Full/mistakes.jpg     the wrong answers, the surest first
     Weights_Full/report.json      accuracy; precision, recall and F1 of each class; weights, data
@@ -74,7 +75,7 @@ def parse_options(argv):
     parser.add_argument(
         "--page", nargs="?", const=7860, type=between(int, 1, 65535), metavar="PORT", help=about
     )
-    about = "weights to use (default: the checkpoint with the lowest val_loss)"
+    about = "weights to use (default: those of the lowest val_loss, after --vary the last)"
     parser.add_argument("--weights", type=Path, metavar="FILE", help=about)
     add_folders(parser)
     options = parser.parse_args(argv)

@@ -160,7 +160,8 @@ def parse_options(argv):
     add("--learning-rate", type=between(float, 0, 10), help=about)
     about = "momentum of SGD (default: 0.0, with --vary 0.9)"
     add("--momentum", type=between(float, 0, 1), help=about)
-    about = "train on varied photographs, for other hands and rooms (default: on them as they are)"
+    about = "for other hands and rooms: varied photographs, momentum, a learning rate that grows "
+    about += "for an epoch and falls as a cosine (default: the article's recipe)"
     add("--vary", action="store_true", help=about)
     about = "begin with these weights of an earlier run (default: with random ones)"
     add("--start-from", type=Path, metavar="FILE", help=about)

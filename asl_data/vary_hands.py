@@ -20,16 +20,8 @@ from itertools import repeat
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from preprocess import (
-    HERE,
-    IMAGE_SIZE,
-    UserError,
-    between,
-    load_dataset,
-    load_split,
-    replacing,
-    run_main,
-)
+from preprocess import HERE, IMAGE_SIZE, UserError, between, load_dataset, load_split
+from preprocess import replacing, run_main
 
 import cv2  # after preprocess, which says what to do where one of these is missing
 import numpy as np
@@ -125,8 +117,8 @@ def scenes(images, letters, rows):
     groups = []  # [the room, as the first letter of the group shows it, the rows]
     for letter in np.unique(letters[rows]):
         own = rows[letters[rows] == letter]
-        frames = own[np.unique(np.linspace(0, len(own) - 1, 27).astype(int))]
-        room = np.percentile([images[row][SPARSE] for row in frames], 80, axis=0).astype(np.uint8)
+        some = [images[row][SPARSE] for row in spread(own, 27)]
+        room = np.percentile(some, 80, axis=0).astype(np.uint8)
         alike = [(difference(room, other, gains(room, other)) < 24).mean() for other, _ in groups]
         if max(alike, default=0) > 0.6:
             groups[int(np.argmax(alike))][1].append(own)
@@ -142,12 +134,17 @@ def find_room(images, rows):
     the room is among the brightest fifth. In photographs of one room the median brightness hardly
     changes; in those of many it does.
     """
-    frames = rows[np.unique(np.linspace(0, len(rows) - 1, 81).astype(int))]
+    frames = spread(rows, 81)
     room = np.percentile(images[frames], 80, axis=0).astype(np.uint8)
     light = np.log(
         [np.median((images[row][SPARSE] + 1.0) / (room[SPARSE] + 1.0)) for row in frames]
     )
     return room, np.median(np.abs(light - np.median(light))) < 0.15
+
+
+def spread(rows, count):
+    """`count` of the rows, from the first to the last, or all if there are fewer."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]
 
 
 def cut_hand(image, room):

@@ -10,18 +10,8 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import (
-    ROOT,
-    SHARED,
-    assert_same_run,
-    copy_images,
-    files,
-    folder_options,
-    history,
-    in_process,
-    load_script,
-)
-from conftest import load, make, open_run, replace, script, train
+from conftest import ROOT, SHARED, assert_same_run, copy_images, files, folder_options, history
+from conftest import in_process, load, load_script, make, open_run, replace, script, train
 
 import preprocess
 import training
