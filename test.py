@@ -1,7 +1,7 @@
 """Test the trained network on the images that it has not seen, or let it read pictures.
 
 Reads Numpy_folder/test_*.npy, the network in Weights_Full/model.json and the weights with the
-lowest val_loss in Checkpoint/, else (and after training.py --vary) the last ones, in
+lowest val_loss in Checkpoint/ (of training.py --vary the last ones), else the last ones, in
 Weights_Full/model_weights.h5. Prints the accuracy and writes
     Weights_Full/confusion.png    which letter was taken for which, how often
     Weights_Full/mistakes.jpg     the wrong answers, the surest first
@@ -75,7 +75,7 @@ def parse_options(argv):
     parser.add_argument(
         "--page", nargs="?", const=7860, type=between(int, 1, 65535), metavar="PORT", help=about
     )
-    about = "weights to use (default: those of the lowest val_loss, after --vary the last)"
+    about = "weights to use (default: those of the lowest val_loss, of --vary the last)"
     parser.add_argument("--weights", type=Path, metavar="FILE", help=about)
     add_folders(parser)
     options = parser.parse_args(argv)
@@ -416,13 +416,11 @@ def choose_weights(options, network):
 
 
 def best_weights(checkpoint, weights_full, network):
-    """(file, what is known of its run, its epoch): the lowest val_loss of the run of `network`,
-    which is class_names.json; without checkpoints of that run, its last weights, and so with
-    --vary, as there the rate falls to 0 and an early epoch has seen little varied."""
+    """(file, what is known of its run, its epoch): the best of the run of `network`, which is
+    class_names.json; without checkpoints of that run, its last weights."""
     run = load_run(checkpoint) if (checkpoint / "run.json").exists() else {"settings": None}
-    varied = network["last"] and network["settings"].get("vary")
-    if run["settings"] == network["settings"] and not varied:
-        if best := best_intact(checkpoint, run["epochs"]):
+    if run["settings"] == network["settings"]:
+        if best := best_intact(checkpoint, run["epochs"], run["settings"]):
             return checkpoint / best["file"], run, best
     if not network["last"]:
         raise UserError(f"{weights_full} has no trained weights yet: run training.py")

@@ -516,7 +516,7 @@ class Run(keras.callbacks.Callback):
         if self.options.keep:
             there = [old for old in self.epochs if (self.folder / old["file"]).exists()]
             for old in there[: -self.options.keep]:
-                if old != best_first(there)[0]:
+                if old != best_first(there, self.settings)[0]:
                     (self.folder / old["file"]).unlink()
 
     def write(self):
@@ -528,7 +528,7 @@ class Run(keras.callbacks.Callback):
                 writer.writerows(self.epochs)
         if self.epochs:
             with picture(self.folder / "history.png") as partial:
-                draw_history(partial, self.epochs)
+                draw_history(partial, self.epochs, self.settings)
         facts = {"settings": self.settings, "classes": self.classes, "columns": self.columns}
         write_json(self.folder / "run.json", {**facts, "epochs": self.epochs})
 
@@ -551,9 +551,10 @@ class Run(keras.callbacks.Callback):
             ) from None
 
     def print_best(self):
-        best = best_intact(self.folder, self.epochs)
+        best = best_intact(self.folder, self.epochs, self.settings)
+        word = "last" if self.settings["vary"] else "best"
         print(
-            f"best epoch {best['epoch']}: val_loss {best['val_loss']:.4g}, "
+            f"{word} epoch {best['epoch']}: val_loss {best['val_loss']:.4g}, "
             f"val_accuracy {best['val_accuracy']:.4f}"
         )
 
@@ -571,12 +572,12 @@ def folders_to_write(options):
         yield
 
 
-def draw_history(path, epochs):
+def draw_history(path, epochs, settings):
     """Draw loss and accuracy of all epochs, of training and validation, the best one marked."""
     from matplotlib.figure import Figure  # takes half a second
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    best = best_first(epochs)[0]
+    best, word = best_first(epochs, settings)[0], "last" if settings["vary"] else "best"
     numbers = [row["epoch"] for row in epochs]
     figure = Figure(figsize=(10, 4.2), dpi=100, layout="constrained")
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy")):
@@ -584,7 +585,7 @@ def draw_history(path, epochs):
         values = [row[f"val_{name}"] for row in epochs]
         axes.plot(numbers, values, "s--", c="#D55E00", ms=4, label="validation")
         value = best[f"val_{name}"]
-        label = f"best epoch, {best['epoch']}: {value:.4g}"
+        label = f"{word} epoch, {best['epoch']}: {value:.4g}"
         axes.plot(best["epoch"], value, "o", c="black", ms=14, mfc="none", mew=2, label=label)
         axes.set_xlim(0.5, len(epochs) + 0.5)
         axes.set_xlabel("epoch", fontsize=13)
@@ -619,13 +620,19 @@ def is_intact(folder, row):
     return False
 
 
-def best_first(epochs):
+def best_first(epochs, settings):
+    """The rows of the epochs, the lowest val_loss first.
+
+    With --vary the last first: the rate falls to 0 there, and early epochs have seen little varied.
+    """
+    if settings.get("vary"):
+        return epochs[::-1]
     return sorted(epochs, key=lambda row: row["val_loss"])
 
 
-def best_intact(folder, epochs):
-    """The row with the lowest val_loss whose file is intact, None if there is none."""
-    rows = best_first(epochs)
+def best_intact(folder, epochs, settings):
+    """The first of `best_first` whose file is intact, None if there is none."""
+    rows = best_first(epochs, settings)
     best = next((row for row in rows if is_intact(folder, row)), None)
     if rows and best != rows[0]:
         print(f"ignored: {folder / rows[0]['file']} is missing or damaged")

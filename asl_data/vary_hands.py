@@ -13,14 +13,13 @@ neighbours is varied as a whole.
 
 import argparse
 import os
-import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from preprocess import HERE, IMAGE_SIZE, UserError, between, load_dataset, load_split
+from preprocess import HERE, IMAGE_SIZE, UserError, between, frame, load_dataset, load_split
 from preprocess import replacing, run_main
 
 import cv2  # after preprocess, which says what to do where one of these is missing
@@ -97,8 +96,8 @@ def cut_hands(images, letters, names):
     images: uint8 (n, SIZE, SIZE, 3); letters: int (n,); names: their files, whose last number is
     the frame's. Photographs with other numbers, as of a telephone, keep their rooms.
     """
-    numbers = [re.findall(r"\d{1,9}", name.rpartition("/")[2]) for name in names]
-    blocks = np.array([(int(found[-1]) - 1) // BLOCK if found else 0 for found in numbers])
+    numbers = [frame((name.rpartition("/")[2], None))[-2:-1] for name in names]  # [] or [the last]
+    blocks = np.array([(number[0] - 1) // BLOCK if number else 0 for number in numbers])
     masks = np.zeros((len(images), SIZE * SIZE // 8), np.uint8)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for block in np.unique(blocks):

@@ -481,13 +481,14 @@ def test_a_checkpoint_that_is_locked_is_not_damaged(dataset, copy, start):
 
 def test_the_best_checkpoint_deleted(dataset, copy, capsys):
     """The best that is there is named, here and by test.py."""
-    rows = training.best_first(training.load_run(copy / "Checkpoint")["epochs"])
+    known = training.load_run(copy / "Checkpoint")
+    rows, settings = training.best_first(known["epochs"], known["settings"]), known["settings"]
     others = [row for row in rows if row["epoch"] < 3]  # the last one stays, to go on from
-    run = Namespace(folder=copy / "Checkpoint", epochs=others)
+    run = Namespace(folder=copy / "Checkpoint", epochs=others, settings=settings)
     (copy / "Checkpoint" / others[0]["file"]).unlink()
     training.Run.print_best(run)
     assert capsys.readouterr().out.splitlines()[0].startswith("ignored: ")
-    best = training.best_intact(copy / "Checkpoint", others)
+    best = training.best_intact(copy / "Checkpoint", others, settings)
     assert best == others[1]
 
 

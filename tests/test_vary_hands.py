@@ -226,13 +226,25 @@ def test_vary_changes_no_network(small_dataset, trained, tmp_path):
     model = "Weights_Full/model.json"
     assert (tmp_path / model).read_bytes() == (trained / model).read_bytes()
     done = script("test.py", "--numpy-folder", small_dataset, *folder_options(tmp_path), check=True)
-    assert f"weights {tmp_path / 'Weights_Full' / 'model_weights.h5'}: epoch 1, " in done.stdout
+    assert f"weights {tmp_path / 'Checkpoint' / 'weights.01-'}" in done.stdout
     for other, difference in (
         (("--vary", "--epochs", "2"), "vary over 1 epoch, not over 2 epochs"),
         (("--epochs", "1"), "vary over 1 epoch, not False"),
     ):
         with pytest.raises(preprocess.UserError, match=difference):
             open_run(small_dataset, tmp_path, *other)
+
+
+def test_the_last_epoch_counts(small_dataset, tmp_path, capsys):
+    options = ("--vary", "--epochs", "2", "--keep", "1")
+    in_process(small_dataset, tmp_path, *options)
+    last = history(tmp_path)[-1]
+    assert f"last epoch 2: val_loss {float(last['val_loss']):.4g}, " in capsys.readouterr().out
+    (checkpoint,) = (tmp_path / "Checkpoint").glob("*.hdf5")
+    assert checkpoint.name.startswith("weights.02-")
+    rows = [{"epoch": 1, "val_loss": 0.1}, {"epoch": 2, "val_loss": 0.2}]
+    assert training.best_first(rows, {"vary": "over 2 epochs"}) == rows[::-1]
+    assert training.best_first(rows[::-1], {"vary": False}) == rows
 
 
 def test_rate_and_strength(dataset):
