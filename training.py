@@ -15,8 +15,10 @@ The same command, without --fresh, goes on after the last epoch, and ends as if 
 """
 
 import argparse
+import atexit
 import csv
 import glob
+import json
 import math
 import os
 import re
@@ -26,14 +28,14 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
 from preprocess import HERE, IMAGE_SIZE, UserError, between, check_room, checksums, crc32
 from preprocess import existing, importing_keras, is_memory, load_dataset, load_split, locked
-from preprocess import number, picture, read_json, reading, replacing, run_main, same_command
-from preprocess import write_json
+from preprocess import number, one_line, picture, read_json, reading, replacing, run_main
+from preprocess import same_command, write_json
 
 with importing_keras():
     import h5py
@@ -98,13 +100,20 @@ def build_model(columns, seed):
 
 def main(argv=None):
     options = parse_options(argv)
+    with one_of_several_processes() as first:
+        train_network(options, first)
+
+
+def train_network(options, first=True):
+    """What the options ask for. first: whether this process, of several, is the one that writes."""
     dataset = load_dataset(options.numpy_folder)
     train, validation = (
         Batches(*load_split(options.numpy_folder, split, dataset), options.batch_size)
         for split in ("train", "validation")
     )
-    with folders_to_write(options):
-        run = Run(options, dataset)  # which reads how far it got
+    with folders_to_write(options) if first else redirect_stdout(open(os.devnull, "w")):
+        run = Run(options, dataset, first)  # which reads how far it got
+        devices = count_devices(run, len(train.images))
 
         keras.config.set_dtype_policy(options.precision)
         keras.utils.set_random_seed(options.seed)
@@ -115,38 +124,41 @@ def main(argv=None):
         else:
             loss = "categorical_crossentropy"
             optimizer = SGD(options.learning_rate, options.momentum)
-        model.compile(loss=loss, optimizer=optimizer, metrics=["accuracy"])
+        model.compile(loss=loss, optimizer=optimizer, weighted_metrics=["accuracy"])
         model.summary()
         print(f"train {number(len(train.images), 'image')}, validation {len(validation.images):,}")
         print_device(options.precision)
-        if options.start_from and not run.epochs:
+        if first and options.start_from and not run.epochs:
             start_from(options, model, run)
+        if first and not options.dry_run:
+            run.begin(model)
+            write_network(options.weights_full, architecture, run)  # for test.py meanwhile
         if options.vary:
             train = Varied(train, dataset["rows"]["train"], options)
+        if devices > 1:
+            model, validation = spread(model), Filled(validation, devices)
         if options.dry_run:
             return try_out(model, train, validation, run)
 
-        run.begin(model)
-        write_network(options.weights_full, architecture, run)  # so that test.py can test meanwhile
-        if len(run.epochs) >= options.epochs:
-            more = (
-                "start over with --fresh for more" if options.vary else "go on with more --epochs"
-            )
-            print(f"finished before, after epoch {len(run.epochs)}; {more}")
+        done = of_the_first(len(run.epochs))
+        if done >= options.epochs:
+            more = "start over with --fresh" if options.vary else "go on with more --epochs"
+            print(f"finished before, after epoch {done}; {more}")
         else:
             with run.telling_how_to_go_on():
                 model.fit(
                     train,
                     validation_data=validation,
-                    initial_epoch=len(run.epochs),
+                    initial_epoch=done,
                     epochs=options.epochs,
                     shuffle=False,  # keras would draw one order and keep it: see Chance
                     verbose=1 if sys.stdout.isatty() else 2,
                     callbacks=[Chance(train, options.seed), Speed(len(train.images)), run],
                 )
-        run.print_best()
-        write_network(options.weights_full, architecture, run, model)
-        print("Saved model to disk")
+        if first:
+            run.print_best()
+            write_network(options.weights_full, architecture, run, model)
+            print("Saved model to disk")
 
 
 def parse_options(argv):
@@ -214,6 +226,7 @@ class Batches(keras.utils.PyDataset):
     """Batches of (images, labels) from memory maps; only the rows of a batch are ever copied.
 
     images: uint8 (n, 224, 224, 3); labels: float32 (n, columns); order: the rows, as they come.
+    Of several processes each has its own part of a batch, one as long as the others.
     """
 
     def __init__(self, images, labels, batch_size):
@@ -229,8 +242,10 @@ class Batches(keras.utils.PyDataset):
         return np.asarray(self.images[rows]), np.asarray(self.labels[rows])
 
     def places(self, index):
-        """Where in the order the rows of a batch stand."""
-        return range(len(self.order))[index * self.batch_size :][: self.batch_size]
+        """Where in the order the rows of a batch stand, of this process's part of it."""
+        batch = range(len(self.order))[index * self.batch_size :][: self.batch_size]
+        process, count = this_process()
+        return batch[process * len(batch) // count : (process + 1) * len(batch) // count]
 
     def draw(self, seed, epoch):
         """The order of an epoch."""
@@ -275,6 +290,20 @@ class Varied(Batches):
         return images, np.asarray(self.labels[self.order[self.places(index)]])
 
 
+class Filled(Batches):
+    """Batches to validate on several devices: rows of weight 0 fill up the last one, so that it
+    divides by the devices. Keras averages the losses over all rows, so the others weigh more."""
+
+    def __init__(self, batches, devices):
+        super().__init__(batches.images, batches.labels, batches.batch_size)
+        self.order = np.append(self.order, np.zeros(-len(self.order) % devices, int))
+
+    def __getitem__(self, index):
+        weights = np.where(np.array(self.places(index)) < len(self.images), 1, 0)
+        weights = weights * len(self.order) / len(self.images)
+        return *super().__getitem__(index), weights.astype(np.float32)
+
+
 class Chance(keras.callbacks.Callback):
     """What an epoch draws at random, its order and its dropout, follows from (seed, epoch).
 
@@ -317,7 +346,12 @@ def print_device(precision):
         devices = [str(keras.ops.zeros(1).device)]
     else:
         devices = keras.distribution.list_devices()
-    print(f"device {', '.join(devices)}, backend {backend}, {precision}")
+    _, processes = this_process()
+    several = f" of {processes} processes" if processes > 1 else ""
+    print(f"device {', '.join(devices)}{several}, backend {backend}, {precision}")
+    if backend == "tensorflow" and len(devices) > 1:
+        print(f"TensorFlow uses {devices[0]} alone; all of them: pip install 'jax[cuda13]', and")
+        print(f"  KERAS_BACKEND=jax {same_command()}")
     on_cpu = all(device.startswith("cpu") for device in devices)
     if on_cpu and precision == "mixed_float16":
         print("warning: mixed_float16 is for GPUs, a processor takes minutes for a step; stop this")
@@ -358,7 +392,7 @@ def seconds_per_batch(batches, go_through):
     go_through(batches)
     begin = time.perf_counter()
     go_through(batches)
-    some = min(100, math.ceil(1 / (time.perf_counter() - begin)))  # for a second or so
+    some = of_the_first(min(100, math.ceil(1 / (time.perf_counter() - begin))))  # a second or so
     batches.order = order[: batches.batch_size * some]
     begin = time.perf_counter()
     go_through(batches)
@@ -383,6 +417,139 @@ def first_nvidia_gpu():
     return listing.stdout.split("\n")[0].split(" (UUID")[0] if listing.returncode == 0 else ""
 
 
+# ---- several devices, of one process or of several: JAX alone ----
+
+
+@contextmanager
+def one_of_several_processes():
+    """Join the other processes, where the environment says that there are some; give whether this
+    one is the first, which alone reads and writes Checkpoint and Weights_Full.
+
+    KERAS_DISTRIBUTION_JOB_ADDRESSES, _NUM_PROCESSES and _PROCESS_ID are Keras' own; what SLURM
+    and Kubernetes set, JAX reads. keras.distribution.initialize would wait 100 s for a process
+    that has died.
+    """
+    names = ("JOB_ADDRESSES", "NUM_PROCESSES", "PROCESS_ID")
+    addresses, count, index = (os.environ.get(f"KERAS_DISTRIBUTION_{name}") for name in names)
+    clusters = {"SLURM_STEP_NUM_TASKS", "JOB_COMPLETION_INDEX"}
+    if count and keras.backend.backend() != "jax":
+        raise UserError("KERAS_DISTRIBUTION_NUM_PROCESSES is for KERAS_BACKEND=jax alone")
+    if keras.backend.backend() != "jax" or not (count or clusters & os.environ.keys()):
+        yield True
+        return
+
+    import jax
+
+    one_line_of_the_runtime()
+    try:
+        jax.distributed.initialize(
+            addresses and addresses.split(",")[0],
+            count and int(count),
+            index and int(index),
+            heartbeat_timeout_seconds=30,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"the processes do not find each other ({one_line(error)})") from None
+    atexit.register(os._exit, 1)  # after an error: JAX would wait for the others first
+    index, count = this_process()
+    if index:
+        print(f"process {index + 1} of {count}: the first one says how it goes, and writes")
+    try:
+        yield not index
+        of_the_first(0)  # the others wait until all is written
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        if not re.match("[A-Z_]+: ", str(error)):  # the kind of failure, in the runtime's words
+            raise
+        raise UserError(f"{ANOTHER_ENDED} ({one_line(error)})") from None
+    jax.distributed.shutdown()
+    atexit.unregister(os._exit)
+
+
+ANOTHER_ENDED = "another process of this run has ended; the same command on all goes on"
+
+
+def one_line_of_the_runtime():
+    """Where another process is gone, JAX ends this one with thirty lines of C++: make it one."""
+    script = "/^[EF][0-9]{4} .*(coordination|distributed)[ _]?service/I"
+    script += f"{{s/.*/{Path(sys.argv[0]).name}: {ANOTHER_ENDED}/;q}}"
+    editor = subprocess.Popen(["sed", "-uE", script], stdin=subprocess.PIPE, stdout=2)
+    os.dup2(editor.stdin.fileno(), 2)
+
+
+def this_process():
+    """(its number, of how many) processes that train together."""
+    if keras.backend.backend() != "jax":
+        return 0, 1
+    import jax
+
+    return jax.process_index(), jax.process_count()
+
+
+def of_the_first(value):
+    """A number, or arrays, that the first process has, in all; they wait for one another."""
+    if this_process()[1] == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.broadcast_one_to_all(value)
+
+
+def count_devices(run, images):
+    """How many devices share a batch; a UserError if it does not divide by them, or if the
+    processes are not about to do the same."""
+    if keras.backend.backend() != "jax":
+        return 1
+    import jax
+
+    keras.distribution.set_distribution(None)  # that of an earlier call
+    if jax.process_count() > 1:
+        refuse_other_processes(run)
+    devices = jax.device_count()
+    size = run.options.batch_size
+    for count, what in ((size, "images of a batch"), (images, "training images")):
+        if count % devices:  # to fill up a batch would change what BatchNormalization sees
+            raise UserError(
+                f"{count:,} {what} do not divide by {devices} devices: change that, or use "
+                "fewer of them, as with CUDA_VISIBLE_DEVICES=0"
+            )
+    return devices
+
+
+def refuse_other_processes(run):
+    """Compare what the weights depend on with the first process."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    facts = run.settings | {"epochs": run.options.epochs, "devices": jax.local_device_count()}
+    facts |= {module.__name__: module.__version__ for module in (jax, keras, np)}
+    facts |= {"python": sys.version.split()[0], "start_from": None}
+    facts |= checksums([HERE / "training.py"])
+    text = np.zeros(10_000, np.uint8)
+    ours = json.dumps(facts).encode()
+    text[: len(ours)] = list(ours)
+    texts = multihost_utils.process_allgather(text)
+    all_facts = [json.loads(bytes(text).rstrip(b"\0")) for text in texts]
+    for index, theirs in enumerate(all_facts):
+        if difference := differences(all_facts[0], theirs):
+            raise UserError(f"process {index + 1} is unlike the first one: {difference}")
+
+
+def spread(model):
+    """The same compiled model, with the first process's weights and optimizer on all devices."""
+    model.optimizer.build(model.trainable_variables)
+    values = [keras.ops.convert_to_numpy(v) for v in model.variables + model.optimizer.variables]
+    values = of_the_first(values)
+    keras.distribution.set_distribution(
+        keras.distribution.DataParallel(auto_shard_dataset=False)  # Batches share out the rows
+    )
+    twin = keras.models.clone_model(model)
+    twin.compile_from_config(model.get_compile_config())
+    twin.optimizer.build(twin.trainable_variables)
+    for variable, value in zip(twin.variables + twin.optimizer.variables, values, strict=True):
+        variable.assign(value)
+    return twin
+
+
 # ---- the run, as it stands in Checkpoint/ ----
 
 CHECKPOINTS = "weights.*.hdf5"
@@ -401,18 +568,21 @@ class Run(keras.callbacks.Callback):
     optimizer, `fit` starts at the next one, and Chance draws what that one would have drawn.
     """
 
-    def __init__(self, options, dataset):
-        """Read how far the run got; a UserError if another one stands there, and not --fresh."""
+    def __init__(self, options, dataset, first=True):
+        """Read how far the run got; a UserError if another one stands there, and not --fresh.
+
+        A process that is not the first leaves the folders alone.
+        """
         super().__init__()
-        self.options, self.folder = options, options.checkpoint
+        self.options, self.folder, self.first = options, options.checkpoint, first
         self.classes, self.columns = dataset["classes"], dataset["columns"]
         self.settings = {name: getattr(options, name) for name in SETTINGS}
         self.settings |= {"backend": keras.backend.backend(), "data": dataset["files"]}
         if options.vary:  # whose rate and strength depend on the epochs
             self.settings["vary"] = f"over {number(options.epochs, 'epoch')}"
-        self.settings["start_from"] = options.start_from and self.start()
+        self.settings["start_from"] = first and options.start_from and self.start() or None
         self.epochs = []
-        if not options.fresh:
+        if first and not options.fresh:
             for path in (self.folder / "run.json", options.weights_full / "class_names.json"):
                 if path.exists():
                     self.refuse_other_settings(path)
@@ -508,6 +678,8 @@ class Run(keras.callbacks.Callback):
                 f"the loss is nan or infinite in epoch {epoch + 1}, which is not kept; "
                 "start over with --fresh and a lower --learning-rate"
             )
+        if not self.first:
+            return
         path = self.folder / "weights.{epoch:02d}-{val_loss:.2f}.hdf5".format(**row)
         with replacing(path) as partial:
             self.model.save(partial)
