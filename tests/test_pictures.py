@@ -45,7 +45,8 @@ def test_reads_what_preprocess_would_have_stored(drawings, dataset, trained, cap
     """Letter and probability are those of the network on the arrays."""
     images, _ = load(dataset, "train")
     names = preprocess.load_dataset(dataset)["rows"]["train"]
-    best = training.best_first(training.load_run(trained / "Checkpoint")["epochs"])[0]
+    run = training.load_run(trained / "Checkpoint")
+    best = training.best_first(run["epochs"], run["settings"])[0]
     model = training.keras.models.load_model(trained / "Checkpoint" / best["file"])
     expected = model.predict(np.asarray(images), verbose=0)
     read(trained, *(drawings / name for name in names))
