@@ -29,6 +29,7 @@ SIZE = IMAGE_SIZE
 EDGE = 5  # pixels cut off at each side: the Kaggle frames have a blue border that nothing else has
 SPARSE = (slice(EDGE, -EDGE, 4),) * 2  # some of an image's pixels: enough to measure the light
 BLOCK = 500  # frame numbers that are one room, as the Kaggle scenes end at 1000, 2000 and 2500
+SKIN = np.array((-0.15, -0.03, 0.15))  # what makes grey a skin: less blue, more red
 ROOMS = 300  # made-up rooms that are drawn once and then varied
 
 # -----------------------------------------------------------------------------
@@ -291,13 +292,24 @@ def draw_light(rng):
     return np.ascontiguousarray(np.broadcast_to(light, (SIZE, SIZE, 3)))
 
 
+def draw_bend(rng):
+    """Where each pixel of a bent hand comes from, as cv2.remap takes it: other hands have other
+    fingers, and hold them otherwise."""
+    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
+    far = rng.uniform(3, 14)  # pixels
+    x += far * smooth(rng, 3, 6).mean(axis=2)
+    y += far * smooth(rng, 3, 6).mean(axis=2)
+    return cv2.convertMaps(x, y, cv2.CV_16SC2)
+
+
 class Studio:
-    """What is drawn once and then used for all photographs: rooms, lights and noise."""
+    """What is drawn once and then used for all photographs: rooms, lights, bends and noise."""
 
     def __init__(self, seed):
         rng = np.random.default_rng((seed, 1))
         self.rooms = [draw_room(rng) for _ in range(ROOMS)]
         self.lights = [draw_light(rng) for _ in range(40)]
+        self.bends = [draw_bend(rng) for _ in range(60)]
         self.noise = []
         for sigma in np.linspace(2, 22, 12):
             grain = rng.normal(0, sigma, (SIZE, SIZE, 3)).astype(np.float32)
@@ -326,6 +338,9 @@ def vary(image, hand, studio, rng, strength):
         both = cv2.cvtColor(inside, cv2.COLOR_BGR2BGRA)
         cv2.insertChannel(cv2.erode(edge, None) * 255, both, 3)
         both = cv2.warpPerspective(both, move, (SIZE, SIZE), **how)
+        if rng.random() < 0.7 * strength:
+            bend = studio.bends[rng.integers(len(studio.bends))]
+            both = cv2.remap(both, *bend, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         picture, mask = cv2.cvtColor(both, cv2.COLOR_BGRA2BGR), cv2.extractChannel(both, 3)
         picture = paste(picture, mask, studio, rng, strength)
     return photograph(picture, studio, rng, strength)
@@ -380,7 +395,8 @@ def paste(picture, mask, studio, rng, strength):
     tone = cv2.mean(picture, mask)[:3]
     light = np.mean(tone)
     wanted = light ** (1 - strength) * rng.uniform(35, 215) ** strength
-    picture = cv2.LUT(picture, light_table(light, wanted, rng.normal(0, 0.1, 3) * strength))
+    tint = rng.normal(0, 0.1, 3) + SKIN * rng.uniform(0, 1.5) * (wanted / 255)
+    picture = cv2.LUT(picture, light_table(light, wanted, tint * strength))
 
     room = studio.rooms[rng.integers(ROOMS)]
     side = int(rng.integers(SIZE // 3, SIZE + 1))
@@ -390,7 +406,7 @@ def paste(picture, mask, studio, rng, strength):
         room = cv2.flip(room, 1)
     behind = np.mean(cv2.mean(room)[:3])
     wall = rng.uniform(5, 250) * strength + 175 * (1 - strength)
-    while abs(wall - wanted) < 35:  # the hand must stand out
+    while abs(wall - wanted) < 15:  # the hand must stand out, if by its colour alone
         wall = rng.uniform(5, 250)
     table = wall + (np.arange(256) - behind) * rng.uniform(0.6, 1.1) * strength
     room = cv2.LUT(room, table.clip(0, 255).astype(np.uint8))
