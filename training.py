@@ -27,8 +27,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
@@ -104,7 +106,7 @@ def main(argv=None):
         train_network(options, first)
 
 
-def train_network(options, first=True):
+def train_network(options, first):
     """What the options ask for. first: whether this process, of several, is the one that writes."""
     dataset = load_dataset(options.numpy_folder)
     train, validation = (
@@ -113,8 +115,10 @@ def train_network(options, first=True):
     )
     with folders_to_write(options) if first else redirect_stdout(open(os.devnull, "w")):
         run = Run(options, dataset, first)  # which reads how far it got
-        devices = count_devices(run, len(train.images))
+        devices = devices_that_share(options.batch_size, len(train.images))
+        refuse_other_processes(run)
 
+        keras.distribution.set_distribution(None)  # of an earlier call
         keras.config.set_dtype_policy(options.precision)
         keras.utils.set_random_seed(options.seed)
         model = build_model(len(dataset["columns"]), options.seed)
@@ -136,7 +140,7 @@ def train_network(options, first=True):
         if options.vary:
             train = Varied(train, dataset["rows"]["train"], options)
         if devices > 1:
-            model, validation = spread(model), Filled(validation, devices)
+            model, validation = on_all_devices(model), Filled(validation, devices)
         if options.dry_run:
             return try_out(model, train, validation, run)
 
@@ -243,7 +247,8 @@ class Batches(keras.utils.PyDataset):
 
     def places(self, index):
         """Where in the order the rows of a batch stand, of this process's part of it."""
-        batch = range(len(self.order))[index * self.batch_size :][: self.batch_size]
+        start = index * self.batch_size
+        batch = range(start, min(start + self.batch_size, len(self.order)))
         process, count = this_process()
         return batch[process * len(batch) // count : (process + 1) * len(batch) // count]
 
@@ -299,8 +304,8 @@ class Filled(Batches):
         self.order = np.append(self.order, np.zeros(-len(self.order) % devices, int))
 
     def __getitem__(self, index):
-        weights = np.where(np.array(self.places(index)) < len(self.images), 1, 0)
-        weights = weights * len(self.order) / len(self.images)
+        real = np.array(self.places(index)) < len(self.images)
+        weights = real * len(self.order) / len(self.images)
         return *super().__getitem__(index), weights.astype(np.float32)
 
 
@@ -364,12 +369,14 @@ def try_out(model, train, validation, run):
     """Train and validate a few batches, write, read and remove a checkpoint; say what the whole
     run would take. Leaves nothing behind."""
     options = run.options
-    run.check_room(model)
+    if run.first:
+        run.check_room(model)
     with run.telling_how_to_go_on():
         step = seconds_per_batch(train, lambda part: model.fit(part, shuffle=False, verbose=0))
         look = seconds_per_batch(validation, lambda part: model.evaluate(part, verbose=0))
     begin = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=existing(run.folder)) as folder:
+    beside = existing(run.folder) if run.first else None  # the others' would not be written to
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=beside) as folder:
         path = Path(folder) / "checkpoint.hdf5"
         model.save(path)
         written = time.perf_counter() - begin
@@ -420,59 +427,79 @@ def first_nvidia_gpu():
 # ---- several devices, of one process or of several: JAX alone ----
 
 
+ENDED = "a process of this run has ended or failed; the same command on all goes on"
+
+
 @contextmanager
 def one_of_several_processes():
     """Join the other processes, where the environment says that there are some; give whether this
-    one is the first, which alone reads and writes Checkpoint and Weights_Full.
-
-    KERAS_DISTRIBUTION_JOB_ADDRESSES, _NUM_PROCESSES and _PROCESS_ID are Keras' own; what SLURM
-    and Kubernetes set, JAX reads. keras.distribution.initialize would wait 100 s for a process
-    that has died.
-    """
-    names = ("JOB_ADDRESSES", "NUM_PROCESSES", "PROCESS_ID")
-    addresses, count, index = (os.environ.get(f"KERAS_DISTRIBUTION_{name}") for name in names)
-    clusters = {"SLURM_STEP_NUM_TASKS", "JOB_COMPLETION_INDEX"}
-    if count and keras.backend.backend() != "jax":
-        raise UserError("KERAS_DISTRIBUTION_NUM_PROCESSES is for KERAS_BACKEND=jax alone")
-    if keras.backend.backend() != "jax" or not (count or clusters & os.environ.keys()):
+    one is the first, which alone reads and writes Checkpoint and Weights_Full."""
+    if not (joining := how_to_join()):
         yield True
         return
-
     import jax
+    from jax.experimental import multihost_utils
 
     one_line_of_the_runtime()
+    jax.config.update("jax_enable_preemption_service", False)  # it makes SIGTERM do nothing
     try:
-        jax.distributed.initialize(
-            addresses and addresses.split(",")[0],
-            count and int(count),
-            index and int(index),
-            heartbeat_timeout_seconds=30,
-        )
-    except (ValueError, RuntimeError) as error:
+        # Not keras.distribution.initialize: it waits 100 s for a process that has died.
+        jax.distributed.initialize(**joining, heartbeat_timeout_seconds=30)
+    except Exception as error:  # also what the library of a cluster says
         raise UserError(f"the processes do not find each other ({one_line(error)})") from None
-    atexit.register(os._exit, 1)  # after an error: JAX would wait for the others first
     index, count = this_process()
     if index:
         print(f"process {index + 1} of {count}: the first one says how it goes, and writes")
     try:
         yield not index
-        of_the_first(0)  # the others wait until all is written
-    except (jax.errors.JaxRuntimeError, ValueError) as error:
-        if not re.match("[A-Z_]+: ", str(error)):  # the kind of failure, in the runtime's words
+        multihost_utils.sync_global_devices("the first one has written all")
+    except BaseException as error:
+        # At its end JAX would wait for the others.
+        atexit.register(os._exit, 130 if isinstance(error, KeyboardInterrupt) else 1)
+        lost = isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
+        if not lost or is_memory(error) or not re.match("[A-Z_]+: ", str(error)):  # UNKNOWN: ...
             raise
-        raise UserError(f"{ANOTHER_ENDED} ({one_line(error)})") from None
+        raise UserError(f"{ENDED} ({one_line(error)})") from None
     jax.distributed.shutdown()
-    atexit.unregister(os._exit)
 
 
-ANOTHER_ENDED = "another process of this run has ended; the same command on all goes on"
+def how_to_join():
+    """What jax.distributed.initialize is to be told, by Keras' own variables or by those that it
+    reads itself, of SLURM and Kubernetes; None where there is one process alone."""
+    names = ("JOB_ADDRESSES", "NUM_PROCESSES", "PROCESS_ID")
+    names = [f"KERAS_DISTRIBUTION_{name}" for name in names]
+    given = [os.environ.get(name) for name in names]
+    if keras.backend.backend() != "jax":
+        if any(given):
+            raise UserError("several processes are for KERAS_BACKEND=jax alone: unset " + names[1])
+        return None
+    if any(given):
+        address = (given[0] or "").split(",")[0]
+        if not (":" in address and all(text and text.isdecimal() for text in given[1:])):
+            raise UserError(f"{', '.join(names)} must be HOST:PORT of the first one, and numbers")
+        return {
+            "coordinator_address": address,
+            "num_processes": int(given[1]),
+            "process_id": int(given[2]),
+            "cluster_detection_method": "deactivate",
+        }
+    in_slurm = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+    in_kubernetes = "JOB_COMPLETION_INDEX" in os.environ and find_spec("kubernetes")
+    return {"cluster_detection_method": None} if in_slurm or in_kubernetes else None
 
 
 def one_line_of_the_runtime():
     """Where another process is gone, JAX ends this one with thirty lines of C++: make it one."""
+    if not shutil.which("sed"):
+        return
     script = "/^[EF][0-9]{4} .*(coordination|distributed)[ _]?service/I"
-    script += f"{{s/.*/{Path(sys.argv[0]).name}: {ANOTHER_ENDED}/;q}}"
-    editor = subprocess.Popen(["sed", "-uE", script], stdin=subprocess.PIPE, stdout=2)
+    script += f"{{s/.*/{Path(sys.argv[0]).name}: {ENDED}/;q}}"
+    editor = subprocess.Popen(
+        ["sed", "-uE", script],
+        stdin=subprocess.PIPE,
+        stdout=2,
+        start_new_session=True,  # or Ctrl-C would end it before the last line
+    )
     os.dup2(editor.stdin.fileno(), 2)
 
 
@@ -494,57 +521,54 @@ def of_the_first(value):
     return multihost_utils.broadcast_one_to_all(value)
 
 
-def count_devices(run, images):
-    """How many devices share a batch; a UserError if it does not divide by them, or if the
-    processes are not about to do the same."""
+def devices_that_share(batch_size, images):
+    """How many devices share a batch; a UserError if it, or the last one, does not divide."""
     if keras.backend.backend() != "jax":
         return 1
     import jax
 
-    keras.distribution.set_distribution(None)  # that of an earlier call
-    if jax.process_count() > 1:
-        refuse_other_processes(run)
     devices = jax.device_count()
-    size = run.options.batch_size
-    for count, what in ((size, "images of a batch"), (images, "training images")):
+    for count, what in ((batch_size, "images of a batch"), (images, "training images")):
         if count % devices:  # to fill up a batch would change what BatchNormalization sees
             raise UserError(
-                f"{count:,} {what} do not divide by {devices} devices: change that, or use "
-                "fewer of them, as with CUDA_VISIBLE_DEVICES=0"
+                f"{count:,} {what} do not divide by {devices} devices: use fewer devices "
+                "(CUDA_VISIBLE_DEVICES=0), or change --batch-size or preprocess.py --train"
             )
     return devices
 
 
 def refuse_other_processes(run):
-    """Compare what the weights depend on with the first process."""
+    """A UserError if a process is about to do something else than the first one."""
+    if this_process()[1] == 1:
+        return
     import jax
+    import jaxlib
     from jax.experimental import multihost_utils
 
-    facts = run.settings | {"epochs": run.options.epochs, "devices": jax.local_device_count()}
-    facts |= {module.__name__: module.__version__ for module in (jax, keras, np)}
-    facts |= {"python": sys.version.split()[0], "start_from": None}
-    facts |= checksums([HERE / "training.py"])
-    text = np.zeros(10_000, np.uint8)
-    ours = json.dumps(facts).encode()
-    text[: len(ours)] = list(ours)
-    texts = multihost_utils.process_allgather(text)
-    all_facts = [json.loads(bytes(text).rstrip(b"\0")) for text in texts]
+    if len(set(Counter(device.process_index for device in jax.devices()).values())) > 1:
+        raise UserError("the processes have different numbers of devices")
+    facts = run.settings | {"start_from": None}  # which the first one reads, for all
+    facts |= {"epochs": run.options.epochs, "dry_run": run.options.dry_run}
+    facts |= {module.__name__: module.__version__ for module in (jax, jaxlib, keras, np)}
+    code = [HERE / name for name in ("training.py", "preprocess.py", "asl_data/vary_hands.py")]
+    facts |= checksums([path for path in code if path.exists()])
+    text = np.frombuffer(json.dumps(facts).encode().ljust(10_000), np.uint8)
+    all_facts = [json.loads(bytes(each)) for each in multihost_utils.process_allgather(text)]
     for index, theirs in enumerate(all_facts):
         if difference := differences(all_facts[0], theirs):
             raise UserError(f"process {index + 1} is unlike the first one: {difference}")
 
 
-def spread(model):
+def on_all_devices(model):
     """The same compiled model, with the first process's weights and optimizer on all devices."""
-    model.optimizer.build(model.trainable_variables)
+    build_optimizer(model)
     values = [keras.ops.convert_to_numpy(v) for v in model.variables + model.optimizer.variables]
     values = of_the_first(values)
-    keras.distribution.set_distribution(
-        keras.distribution.DataParallel(auto_shard_dataset=False)  # Batches share out the rows
-    )
+    share = keras.distribution.DataParallel(auto_shard_dataset=False)  # Batches share out the rows
+    keras.distribution.set_distribution(share)
     twin = keras.models.clone_model(model)
     twin.compile_from_config(model.get_compile_config())
-    twin.optimizer.build(twin.trainable_variables)
+    build_optimizer(twin)
     for variable, value in zip(twin.variables + twin.optimizer.variables, values, strict=True):
         variable.assign(value)
     return twin
@@ -580,7 +604,7 @@ class Run(keras.callbacks.Callback):
         self.settings |= {"backend": keras.backend.backend(), "data": dataset["files"]}
         if options.vary:  # whose rate and strength depend on the epochs
             self.settings["vary"] = f"over {number(options.epochs, 'epoch')}"
-        self.settings["start_from"] = first and options.start_from and self.start() or None
+        self.settings["start_from"] = first and options.start_from and self.describe_start() or None
         self.epochs = []
         if first and not options.fresh:
             for path in (self.folder / "run.json", options.weights_full / "class_names.json"):
@@ -589,7 +613,7 @@ class Run(keras.callbacks.Callback):
             self.find_epochs()
             self.refuse_network_of_elsewhere()
 
-    def start(self):
+    def describe_start(self):
         """The file of --start-from and its CRC-32, in words; in a run that goes on, which may have
         moved it aside or written another one there, what they were."""
         path, known = self.options.start_from, ""
@@ -710,7 +734,7 @@ class Run(keras.callbacks.Callback):
         try:
             yield
         except KeyboardInterrupt:
-            if self.options.dry_run:
+            if self.options.dry_run or not self.first:
                 raise
             kept = number(len(load_run(self.folder)["epochs"]), "epoch")
             raise KeyboardInterrupt(f": {kept} kept; {same_command()} goes on from there") from None
@@ -828,11 +852,16 @@ def restore(model, path):
     """Bring a compiled model to where it was at a checkpoint, its optimizer too."""
     with reading(path, "training.py"), h5py.File(path, "r") as file:
         model.load_weights(path)
-        model.optimizer.build(model.trainable_variables)  # load_model would leave it empty
+        build_optimizer(model)  # load_model would leave it empty
         saved = file["optimizer_weights"]
         names = saved.attrs["weight_names"]
         for variable, name in zip(model.optimizer.variables, names, strict=True):
             variable.assign(saved[name][()])
+
+
+def build_optimizer(model):
+    if not model.optimizer.built:  # that of mixed_float16 would get its variables twice
+        model.optimizer.build(model.trainable_variables)
 
 
 def start_from(options, model, run):

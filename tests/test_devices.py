@@ -38,10 +38,10 @@ def command(dataset, folder, *arguments, devices=1, **variables):
 
 @pytest.fixture
 def start_two(dataset):
-    """A function that starts two processes of one run, the second with other options perhaps."""
+    """A function that starts two processes of one run; the second may be told otherwise."""
     processes = []
 
-    def start(folder, other=(), other_dataset=None):
+    def start(folder, *arguments, other=(), other_dataset=None, devices=(1, 1)):
         with socket.create_server(("127.0.0.1", 0)) as free:
             address = f"127.0.0.1:{free.getsockname()[1]}"
         for index in ("0", "1"):
@@ -52,8 +52,9 @@ def start_two(dataset):
             }
             # The second one's folders are not there: on another machine they would not be.
             folders = folder if index == "0" else folder / "elsewhere"
-            more = other if index == "1" else ()
+            more = (*arguments, *other) if index == "1" else arguments
             data = other_dataset if other_dataset and index == "1" else dataset
+            variables["devices"] = devices[int(index)]
             processes.append(subprocess.Popen(**command(data, folders, *more, **variables)))
         return processes[-2:]
 
@@ -144,7 +145,7 @@ def test_two_processes_one_of_them_killed(one_device, start_two, tmp_path):
     second.kill()
     said = lines(first)
     assert len(said) == 1, "\n".join(said)
-    assert said[0].startswith("training.py: another process of this run has ended; the same")
+    assert said[0].startswith("training.py: a process of this run has ended or failed; the same")
     assert first.returncode in (1, -6)
 
     first, second = start_two(tmp_path)
@@ -160,14 +161,15 @@ def test_two_processes_one_of_them_killed(one_device, start_two, tmp_path):
 def test_the_first_of_two_processes_killed(start_two, tmp_path):
     first, second = start_two(tmp_path)
     wait_until((tmp_path / "Checkpoint" / "run.json").exists, first, 120)
-    first.kill()
+    first.terminate()  # as SLURM and Kubernetes do
     (line,) = lines(second)
-    assert line.startswith("training.py: another process of this run has ended; the same command")
+    assert line.startswith("training.py: a process of this run has ended or failed; the same")
 
 
 def test_two_processes_that_differ(drawings, start_two, tmp_path):
     make(tmp_path / "other", "--data", drawings, "--seed", "1")
-    processes = start_two(tmp_path, ("--epochs", "3", "--momentum", "0.5"), tmp_path / "other")
+    other = ("--epochs", "3", "--momentum", "0.5")
+    processes = start_two(tmp_path, other=other, other_dataset=tmp_path / "other")
     for process in processes:
         (line,) = lines(process)
         start = "training.py: process 2 is unlike the first one: "
@@ -176,13 +178,26 @@ def test_two_processes_that_differ(drawings, start_two, tmp_path):
     assert not list(tmp_path.rglob("*.hdf5"))
 
 
+def test_two_processes_with_other_numbers_of_devices(start_two, tmp_path):
+    for process in start_two(tmp_path, devices=(1, 2)):
+        assert lines(process) == ["training.py: the processes have different numbers of devices"]
+
+
+def test_a_dry_run_of_two_processes(start_two, tmp_path):
+    first, second = start_two(tmp_path, "--dry-run")
+    (out, _), (other, _) = (process.communicate(timeout=300) for process in (first, second))
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert "dry run: a batch of 24 images" in out and "dry run" not in other
+    assert not list(tmp_path.rglob("*.*"))
+
+
 def test_one_of_two_that_can_not_begin(start_two, tmp_path):
     """Its own line says why; the other does not wait for long."""
     first, second = start_two(tmp_path, other_dataset=tmp_path / "nothing")
     (line,) = lines(second)
     assert "nothing/dataset.json is missing: run preprocess.py first" in line
     (line,) = lines(first)
-    assert "another process of this run has ended" in line
+    assert "a process of this run has ended or failed" in line
 
 
 def test_on_tensorflow(monkeypatch, capsys, dataset, tmp_path):
@@ -191,6 +206,30 @@ def test_on_tensorflow(monkeypatch, capsys, dataset, tmp_path):
     monkeypatch.setattr(training.keras.distribution, "list_devices", lambda: gpus)
     training.print_device("float32")
     assert "TensorFlow uses gpu:0 alone; all of them: pip install" in capsys.readouterr().out
-    monkeypatch.setenv("KERAS_DISTRIBUTION_NUM_PROCESSES", "2")
-    with pytest.raises(preprocess.UserError, match="is for KERAS_BACKEND=jax alone"):
+    monkeypatch.setenv("KERAS_DISTRIBUTION_PROCESS_ID", "1")
+    with pytest.raises(preprocess.UserError, match="are for KERAS_BACKEND=jax alone"):
         training.main([])
+
+
+def test_when_to_join(monkeypatch):
+    """By all three variables of Keras, or in a step of SLURM with several tasks."""
+    monkeypatch.setattr(training.keras.backend, "backend", lambda: "jax")
+    assert training.how_to_join() is None
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")  # srun --pty bash
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "3")  # Kubernetes, without its library
+    assert training.how_to_join() is None
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    assert training.how_to_join() == {"cluster_detection_method": None}
+    for values in (
+        ("10.0.0.1:99,10.0.0.2:99", "2", ""),
+        ("10.0.0.1", "2", "1"),
+        ("a:1", "two", "0"),
+    ):
+        for name, value in zip(("JOB_ADDRESSES", "NUM_PROCESSES", "PROCESS_ID"), values):
+            monkeypatch.setenv(f"KERAS_DISTRIBUTION_{name}", value)
+        with pytest.raises(preprocess.UserError, match="must be HOST:PORT of the first one"):
+            training.how_to_join()
+    monkeypatch.setenv("KERAS_DISTRIBUTION_JOB_ADDRESSES", "10.0.0.1:99,10.0.0.2:99")
+    monkeypatch.setenv("KERAS_DISTRIBUTION_NUM_PROCESSES", "2")
+    joining = training.how_to_join()
+    assert (joining["coordinator_address"], joining["process_id"]) == ("10.0.0.1:99", 0)
