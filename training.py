@@ -23,6 +23,8 @@ import math
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -434,24 +436,36 @@ ENDED = "a process of this run has ended or failed; the same command on all goes
 def one_of_several_processes():
     """Join the other processes, where the environment says that there are some; give whether this
     one is the first, which alone reads and writes Checkpoint and Weights_Full."""
-    if not (joining := how_to_join()):
+    joining = how_to_join()
+    if not joining:
         yield True
         return
+    with alone_in_its_place(joining), joined(joining):
+        index, count = this_process()
+        if index:
+            print(f"process {index + 1} of {count}: the first one says how it goes, and writes")
+        yield not index
+
+
+@contextmanager
+def joined(joining):
+    """Be one of the processes, until all have ended, or end with them."""
     import jax
     from jax.experimental import multihost_utils
 
     one_line_of_the_runtime()
     jax.config.update("jax_enable_preemption_service", False)  # it makes SIGTERM do nothing
+    print("waits for the other processes, up to five minutes", flush=True)
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)  # or Ctrl-C would wait too
     try:
         # Not keras.distribution.initialize: it waits 100 s for a process that has died.
         jax.distributed.initialize(**joining, heartbeat_timeout_seconds=30)
     except Exception as error:  # also what the library of a cluster says
         raise UserError(f"the processes do not find each other ({one_line(error)})") from None
-    index, count = this_process()
-    if index:
-        print(f"process {index + 1} of {count}: the first one says how it goes, and writes")
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
     try:
-        yield not index
+        yield
         multihost_utils.sync_global_devices("the first one has written all")
     except BaseException as error:
         # At its end JAX would wait for the others.
@@ -461,6 +475,25 @@ def one_of_several_processes():
             raise
         raise UserError(f"{ENDED} ({one_line(error)})") from None
     jax.distributed.shutdown()
+
+
+@contextmanager
+def alone_in_its_place(joining):
+    """A UserError if this process is at work on this machine already, or its port is in use: JAX
+    would take a second one for the first, started again, and end them all."""
+    if sys.platform != "linux" or "process_id" not in joining:
+        yield
+        return
+    address, index = joining["coordinator_address"], joining["process_id"]
+    with socket.socket(socket.AF_UNIX) as place:
+        try:
+            place.bind(f"\0training.py {address} {index}")  # no file: it is gone with the process
+            if index == 0:
+                socket.create_server(("", int(address.rpartition(":")[2]))).close()
+        except OSError:
+            what = f"process {index} of {address}, or another program with that port"
+            raise UserError(f"{what}, is at work already") from None
+        yield
 
 
 def how_to_join():
@@ -475,8 +508,9 @@ def how_to_join():
         return None
     if any(given):
         address = (given[0] or "").split(",")[0]
-        if not (":" in address and all(text and text.isdecimal() for text in given[1:])):
-            raise UserError(f"{', '.join(names)} must be HOST:PORT of the first one, and numbers")
+        if not re.fullmatch(r".+:\d+ \d+ \d+", f"{address} {given[1]} {given[2]}"):
+            said = ", ".join(f"{name}={value or ''}" for name, value in zip(names, given))
+            raise UserError(f"{said} must be HOST:PORT of the first one, and numbers")
         return {
             "coordinator_address": address,
             "num_processes": int(given[1]),

@@ -480,14 +480,18 @@ def hide(picture, rng, patches, bars, shade):
 
 
 def draw_sheet(folder, seed, strength):
-    """48 varied training images of a Numpy_folder, uint8 (6 * SIZE, 8 * SIZE, 3)."""
+    """48 varied training images of a Numpy_folder, uint8 (6 * SIZE, 8 * SIZE, 3), and their 48
+    letters."""
     dataset = load_dataset(folder)
     images, labels = load_split(folder, "train", dataset)
     variation = Variation(images, labels, dataset["rows"]["train"], seed)
-    variation.draw(0)
-    places = np.arange(48) % len(images)
-    sheet = np.stack([variation.image(place, strength) for place in places])
-    return sheet.reshape(6, 8, SIZE, SIZE, 3).swapaxes(1, 2).reshape(6 * SIZE, 8 * SIZE, 3)
+    sheet, letters = [], []
+    for epoch in range(-(-48 // len(images))):  # several of a small set
+        rows = variation.draw(epoch)[: 48 - len(sheet)]
+        sheet += [variation.image(place, strength) for place in range(len(rows))]
+        letters += [dataset["columns"][column] for column in labels[rows].argmax(axis=1)]
+    sheet = np.stack(sheet).reshape(6, 8, SIZE, SIZE, 3).swapaxes(1, 2)
+    return sheet.reshape(6 * SIZE, 8 * SIZE, 3), letters
 
 
 def main(argv=None):
@@ -505,10 +509,12 @@ def main(argv=None):
     if options.output.exists() and not options.output.is_file():
         raise UserError(f"{options.output} is no file")  # but a folder, or a device
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    sheet = draw_sheet(options.numpy_folder, options.seed, options.strength)
+    sheet, letters = draw_sheet(options.numpy_folder, options.seed, options.strength)
     with replacing(options.output) as path:
         path.write_bytes(cv2.imencode(".jpg", sheet)[1])
-    print(f"wrote {options.output}")
+    print(f"wrote {options.output}; its letters, row by row:")
+    for row in range(0, 48, 8):
+        print(*letters[row : row + 8])
 
 
 if __name__ == "__main__":

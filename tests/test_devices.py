@@ -1,9 +1,11 @@
 """Several devices, and several processes, of KERAS_BACKEND=jax: training.py."""
 
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -36,6 +38,15 @@ def command(dataset, folder, *arguments, devices=1, **variables):
     }
 
 
+def join(address, index):
+    """The variables of one of two processes."""
+    return {
+        "KERAS_DISTRIBUTION_JOB_ADDRESSES": address,
+        "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
+        "KERAS_DISTRIBUTION_PROCESS_ID": index,
+    }
+
+
 @pytest.fixture
 def start_two(dataset):
     """A function that starts two processes of one run; the second may be told otherwise."""
@@ -45,17 +56,14 @@ def start_two(dataset):
         with socket.create_server(("127.0.0.1", 0)) as free:
             address = f"127.0.0.1:{free.getsockname()[1]}"
         for index in ("0", "1"):
-            variables = {
-                "KERAS_DISTRIBUTION_JOB_ADDRESSES": address,
-                "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
-                "KERAS_DISTRIBUTION_PROCESS_ID": index,
-            }
+            variables = join(address, index)
             # The second one's folders are not there: on another machine they would not be.
             folders = folder if index == "0" else folder / "elsewhere"
             more = (*arguments, *other) if index == "1" else arguments
             data = other_dataset if other_dataset and index == "1" else dataset
             variables["devices"] = devices[int(index)]
             processes.append(subprocess.Popen(**command(data, folders, *more, **variables)))
+            processes[-1].address = address
         return processes[-2:]
 
     yield start
@@ -160,7 +168,7 @@ def test_two_processes_one_of_them_killed(one_device, start_two, tmp_path):
 
 def test_the_first_of_two_processes_killed(start_two, tmp_path):
     first, second = start_two(tmp_path)
-    wait_until((tmp_path / "Checkpoint" / "run.json").exists, first, 120)
+    wait_until((tmp_path / "Checkpoint" / "run.json").exists, first, 300)
     first.terminate()  # as SLURM and Kubernetes do
     (line,) = lines(second)
     assert line.startswith("training.py: a process of this run has ended or failed; the same")
@@ -184,11 +192,41 @@ def test_two_processes_with_other_numbers_of_devices(start_two, tmp_path):
 
 
 def test_a_dry_run_of_two_processes(start_two, tmp_path):
-    first, second = start_two(tmp_path, "--dry-run")
+    """The second has no room and may not write where its folders would be."""
+    other = ("--checkpoint", "/proc/c", "--weights-full", "/proc/w")
+    first, second = start_two(tmp_path, "--dry-run", other=other)
     (out, _), (other, _) = (process.communicate(timeout=300) for process in (first, second))
     assert (first.returncode, second.returncode) == (0, 0)
     assert "dry run: a batch of 24 images" in out and "dry run" not in other
     assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_process_that_is_there_already(start_two, dataset, tmp_path):
+    """JAX would take it for the first one, started again, and end both."""
+    first, second = start_two(tmp_path, "--epochs", "1000", "--keep", "1")
+    wait_until((tmp_path / "Checkpoint" / "run.json").exists, first, 300)
+    address = first.address
+    for index in ("0", "1"):
+        done = subprocess.run(**command(dataset, tmp_path, **join(address, index)), timeout=100)
+        assert done.returncode == 1 and done.stderr == (
+            f"training.py: process {index} of {address}, or another program with that port, "
+            "is at work already\n"
+        )
+    assert first.poll() is None and second.poll() is None
+
+
+def test_a_port_in_use_and_a_process_that_waits(dataset, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        done = subprocess.run(**command(dataset, tmp_path, **join(address, "0")), timeout=100)
+        assert done.returncode == 1 and f"process 0 of {address}, or another" in done.stderr
+    with subprocess.Popen(**command(dataset, tmp_path, **join(address, "0"))) as process:
+        line = "waits for the other processes, up to five minutes\n"
+        assert process.stdout.readline() == line
+        time.sleep(2)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=10)
+    assert process.returncode == -signal.SIGINT
 
 
 def test_one_of_two_that_can_not_begin(start_two, tmp_path):

@@ -184,10 +184,14 @@ def test_strength(variation, still, cut):
 def test_the_sheet(dataset, tmp_path):
     options = ("--numpy-folder", dataset, "--output", tmp_path / "sheet.jpg")
     done = script("asl_data/vary_hands.py", *options, check=True)
-    assert done.stdout.endswith(f"wrote {tmp_path / 'sheet.jpg'}\n")
     assert "0 of 24 hands can be cut out, too few of some letter" in done.stdout
+    _, said = done.stdout.split(f"wrote {tmp_path / 'sheet.jpg'}; its letters, row by row:\n")
+    letters = [line.split() for line in said.splitlines()]
+    assert len(letters) == 6 and {len(row) for row in letters} == {8}
+    assert sorted(sum(letters, [])) == sorted("ABC" * 16)  # all of two epochs
     sheet = cv2.imread(str(tmp_path / "sheet.jpg"))
     assert sheet.shape == (6 * SIZE, 8 * SIZE, 3) and sheet.std() > 20
+    assert (sheet[: 3 * SIZE] != sheet[3 * SIZE :]).any()
     for wrong, what in (
         (("--numpy-folder", tmp_path / "nothing"), "preprocess.py"),
         (("--numpy-folder", dataset, "--output", tmp_path), f"{tmp_path} is no file"),
