@@ -499,8 +499,7 @@ def alone_in_its_place(joining):
 def how_to_join():
     """What jax.distributed.initialize is to be told, by Keras' own variables or by those that it
     reads itself, of SLURM and Kubernetes; None where there is one process alone."""
-    names = ("JOB_ADDRESSES", "NUM_PROCESSES", "PROCESS_ID")
-    names = [f"KERAS_DISTRIBUTION_{name}" for name in names]
+    names = [f"KERAS_DISTRIBUTION_{x}" for x in ("JOB_ADDRESSES", "NUM_PROCESSES", "PROCESS_ID")]
     given = [os.environ.get(name) for name in names]
     if keras.backend.backend() != "jax":
         if any(given):
