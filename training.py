@@ -899,10 +899,15 @@ def build_optimizer(model):
 
 def start_from(options, model, run):
     """Give the model the weights of an earlier run; its output anew, if that had other letters."""
-    path = options.start_from
-    if not path.exists():  # an earlier start, killed before its first epoch ended, moved it aside
-        moved = sorted(options.checkpoint.glob(f"old-*/{glob.escape(path.name)}"))
-        path = moved[-1] if moved else path
+    # An earlier start, killed before its first epoch ended, may have moved it aside.
+    moved = options.checkpoint.glob(f"old-*/{glob.escape(options.start_from.name)}")
+    for path in (options.start_from, *moved):
+        if path.is_file() and run.settings["start_from"].endswith(f"(CRC-32 {crc32(path)})"):
+            break
+    else:
+        raise UserError(
+            f"{options.start_from} is not what this run began with: start over with --fresh"
+        )
     earlier, _ = origin(path)
     known = earlier or {"classes": run.classes, "columns": run.columns}
     with reading(path, "training.py"):

@@ -336,11 +336,23 @@ def test_start_from_a_file_that_fresh_moves(small_dataset, copy, monkeypatch):
         patch.setattr(training.keras.Sequential, "fit", interrupt)
         in_process(small_dataset, copy, *options, "1", "--fresh")
     assert not start.exists()
+    start.write_bytes(b"another file")
     in_process(small_dataset, copy, *options, "1")
-    assert start.exists()
+    assert len(start.read_bytes()) > 1e6
     in_process(small_dataset, copy, *options, "2")
     with pytest.raises(preprocess.UserError, match="start from"):
         open_run(small_dataset, copy, "--epochs", "2")
+
+
+def test_start_from_a_file_that_is_another_one_now(small_dataset, copy, tmp_path, monkeypatch):
+    """The run was killed before its first epoch ended, and only its settings name the file."""
+    start, run = copy / "Weights_Full" / "model_weights.h5", tmp_path / "new"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training.keras.Sequential, "fit", interrupt)
+        in_process(small_dataset, run, "--start-from", start)
+    start.write_bytes(start.read_bytes() + b"0")
+    with pytest.raises(preprocess.UserError, match="not what this run began with"):
+        in_process(small_dataset, run, "--start-from", start)
 
 
 def interrupt(*arguments, **options):
