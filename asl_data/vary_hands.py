@@ -95,7 +95,7 @@ def cut_hands(images, letters, names):
     """The hand of each image, uint8 (n, SIZE * SIZE / 8) of packed bits, all 0 where none is found.
 
     images: uint8 (n, SIZE, SIZE, 3); letters: int (n,); names: their files, whose last number is
-    the frame's. Photographs with other numbers, as of a telephone, keep their rooms.
+    the frame's. Photographs of many rooms, as of a telephone, keep them.
     """
     numbers = [frame((name.rpartition("/")[2], None))[-2:-1] for name in names]  # [] or [the last]
     blocks = np.array([(number[0] - 1) // BLOCK if number else 0 for number in numbers])
@@ -103,12 +103,14 @@ def cut_hands(images, letters, names):
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for block in np.unique(blocks):
             for rows in scenes(images, letters, np.flatnonzero(blocks == block)):
-                room, stands_still = find_room(images, rows)
+                room = find_room(images, rows)
+                if room is None:
+                    continue
                 hands = list(pool.map(cut_hand, (images[row] for row in rows), repeat(room)))
-                found = [hand is not None for hand in hands]
-                if stands_still and np.mean(found) > 0.2:  # else the few may be chance
-                    for row, hand in zip(rows, hands):
-                        masks[row] = 0 if hand is None else np.packbits(hand)
+                found = [(row, hand) for row, hand in zip(rows, hands) if hand is not None]
+                if len(found) > 0.2 * len(rows):  # else the few may be chance
+                    for row, hand in found:
+                        masks[row] = np.packbits(hand)
     return masks
 
 
@@ -128,7 +130,7 @@ def scenes(images, letters, rows):
 
 
 def find_room(images, rows):
-    """(the empty room behind these frames, uint8 (SIZE, SIZE, 3), whether there is one).
+    """The empty room behind these frames, uint8 (SIZE, SIZE, 3); None where there is none.
 
     The hands must be darker than the walls, or seldom at one place: of what was seen at a place,
     the room is among the brightest fifth. In photographs of one room the median brightness hardly
@@ -139,7 +141,7 @@ def find_room(images, rows):
     light = np.log(
         [np.median((images[row][SPARSE] + 1.0) / (room[SPARSE] + 1.0)) for row in frames]
     )
-    return room, np.median(np.abs(light - np.median(light))) < 0.15
+    return room if np.median(np.abs(light - np.median(light))) < 0.15 else None
 
 
 def spread(rows, count):
@@ -331,12 +333,12 @@ def vary(image, hand, studio, rng, strength):
         move = movement((SIZE / 2 - EDGE,) * 2, place_photograph(rng, strength), rng, strength)
         picture = cv2.warpPerspective(inside, move, (SIZE, SIZE), **how)
     else:
-        edge = np.ascontiguousarray(hand[EDGE:-EDGE, EDGE:-EDGE])
-        top, bottom, left, right = fist_box(edge)
+        hand = np.ascontiguousarray(hand[EDGE:-EDGE, EDGE:-EDGE])
+        top, bottom, left, right = fist_box(hand)
         middle, side = ((left + right) / 2, (top + bottom) / 2), max(right - left, bottom - top)
         move = movement(middle, place_hand(middle, side, rng, strength), rng, strength)
         both = cv2.cvtColor(inside, cv2.COLOR_BGR2BGRA)
-        cv2.insertChannel(cv2.erode(edge, None) * 255, both, 3)
+        cv2.insertChannel(cv2.erode(hand, None) * 255, both, 3)
         both = cv2.warpPerspective(both, move, (SIZE, SIZE), **how)
         if rng.random() < 0.7 * strength:
             bend = studio.bends[rng.integers(len(studio.bends))]
