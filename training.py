@@ -277,7 +277,7 @@ class Varied(Batches):
         self.growing = 0.4 * options.epochs
         cores = min(os.cpu_count() or 1, 16)
         self.ahead, self.pool = 2 + cores // 4, ThreadPoolExecutor(cores)
-        self.draw(options.seed, options.epochs - 1)  # for --dry-run: the last epoch, of full strength
+        self.draw(options.seed, options.epochs - 1)  # for --dry-run: at full strength
 
     def draw(self, seed, epoch):
         """The order of an epoch and what is varied in it; the seed is the variation's own."""
