@@ -350,7 +350,7 @@ def test_start_from_a_file_that_is_another_one_now(small_dataset, copy, tmp_path
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training.keras.Sequential, "fit", interrupt)
         in_process(small_dataset, run, "--start-from", start)
-    start.write_bytes(start.read_bytes() + b"0")
+    replace(start, start.read_bytes() + b"0")
     with pytest.raises(preprocess.UserError, match="not what this run began with"):
         in_process(small_dataset, run, "--start-from", start)
 
