@@ -33,6 +33,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from importlib.util import find_spec
+from itertools import repeat
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
@@ -236,7 +237,9 @@ class Batches(keras.utils.PyDataset):
     """
 
     def __init__(self, images, labels, batch_size):
-        super().__init__()
+        # Read by one thread, tf.data tunes itself, and may sleep for long when it is to end.
+        threads = 2 if keras.backend.backend() == "tensorflow" else 1
+        super().__init__(workers=threads, max_queue_size=4)
         self.images, self.labels, self.batch_size = images, labels, batch_size
         self.order = np.arange(len(images))
 
@@ -262,9 +265,8 @@ class Batches(keras.utils.PyDataset):
 class Varied(Batches):
     """Batches of varied photographs, in which each letter comes as often as the others.
 
-    They are made by all cores, some batches ahead; an image is a function of (seed, epoch, its
-    place in the epoch), whichever makes it. Keras asks for some batches before the first epoch
-    begins: `draw` forgets them, and what is still made of them then is never used.
+    All cores make them; an image is a function of (seed, epoch, its place in the epoch), whichever
+    makes it.
     """
 
     def __init__(self, batches, names, options):
@@ -275,8 +277,7 @@ class Varied(Batches):
         super().__init__(batches.images, batches.labels, batches.batch_size)
         self.variation = vary_hands.Variation(self.images, self.labels, names, options.seed)
         self.growing = 0.4 * options.epochs
-        cores = min(os.cpu_count() or 1, 16)
-        self.ahead, self.pool = 2 + cores // 4, ThreadPoolExecutor(cores)
+        self.pool = ThreadPoolExecutor(min(os.cpu_count() or 1, 16))
         self.draw(options.seed, options.epochs - 1)  # for --dry-run: at full strength
 
     def draw(self, seed, epoch):
@@ -284,17 +285,11 @@ class Varied(Batches):
         # All at full strength from the first step, the network learns nothing.
         self.strength = min(1, 0.1 + 0.9 * epoch / self.growing)
         self.order = self.variation.draw(epoch)
-        self.begun = {}  # batch: its images, being made
 
     def __getitem__(self, index):
-        for later in range(index, min(index + self.ahead, len(self))):
-            if later not in self.begun:
-                self.begun[later] = [
-                    self.pool.submit(self.variation.image, place, self.strength)
-                    for place in self.places(later)
-                ]
-        images = np.stack([image.result() for image in self.begun.pop(index)])
-        return images, np.asarray(self.labels[self.order[self.places(index)]])
+        places = self.places(index)
+        images = self.pool.map(self.variation.image, places, repeat(self.strength))
+        return np.stack(list(images)), np.asarray(self.labels[self.order[places]])
 
 
 class Filled(Batches):

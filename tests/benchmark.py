@@ -408,13 +408,13 @@ def part_device(options):
         "steps_per_execution 8": {"steps_per_execution": 8},
         "steps_per_execution 47": {"steps_per_execution": 47},
         "without XLA": {"jit_compile": False},
-        "2 threads feed": {"workers": 2},
+        "1 thread feeds": {"workers": 1},
         "4 threads feed": {"workers": 4},
         "the set on the device": {"on_device": True},
     }
     for precision in PRECISIONS:
         for way, changes in ways.items():
-            feeding = {"workers": 1, "on_device": False}
+            feeding = {"workers": None, "on_device": False}
             feeding = {name: changes.pop(name, default) for name, default in feeding.items()}
             model = compiled(precision, **changes)
             logs = epochs(model, *batches(options, **feeding), options.rounds + 1)
@@ -422,7 +422,7 @@ def part_device(options):
             row(what, logs["seconds"][1:], 6000)
 
 
-def batches(options, workers=1, on_device=False):
+def batches(options, workers=None, on_device=False):
     """(training, validation) Batches of the case of the given photographs."""
     import keras
     import training
@@ -441,7 +441,7 @@ def batches(options, workers=1, on_device=False):
             made.append(OnDevice(keras.ops.convert_to_tensor(images), labels, 32))
         else:
             made.append(training.Batches(images, labels, 32))
-        made[-1].workers = workers
+        made[-1].workers = workers or made[-1].workers
     return made
 
 

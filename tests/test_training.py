@@ -166,9 +166,16 @@ def test_fit_sees_the_order_of_each_epoch():
     model.fit(batches, epochs=3, shuffle=False, verbose=0, callbacks=[chance])
     for epoch in range(3):
         expected = np.random.default_rng((7, epoch)).permutation(20).tolist()
-        read = seen[len(seen) - 3 * (3 - epoch) :][:3]
+        read = sorted(seen[len(seen) - 3 * (3 - epoch) :][:3])  # two threads read
         assert [index for index, _ in read] == [0, 1, 2]
         assert sum((rows for _, rows in read), []) == expected
+
+
+def test_tensorflow_does_not_tune_the_feed(dataset):
+    """One that tunes itself may sleep for long when it is to end."""
+    batches = training.Batches(*load(dataset, "train"), 4)
+    adapter = keras.src.trainers.data_adapters.get_data_adapter(batches)
+    assert adapter.get_tf_dataset().options().autotune.enabled is False
 
 
 # ---- what a run leaves ----
