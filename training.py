@@ -237,9 +237,10 @@ class Batches(keras.utils.PyDataset):
     """
 
     def __init__(self, images, labels, batch_size):
-        # Read by one thread, tf.data tunes itself, and may sleep for long when it is to end.
+        # With one thread Keras lets tf.data tune itself, and that may sleep on when an epoch ends.
+        # On JAX Keras reads a batch before the first epoch: two would go on from there.
         threads = 2 if keras.backend.backend() == "tensorflow" else 1
-        super().__init__(workers=threads, max_queue_size=4)
+        super().__init__(workers=threads, max_queue_size=4)  # batches that wait
         self.images, self.labels, self.batch_size = images, labels, batch_size
         self.order = np.arange(len(images))
 
@@ -391,18 +392,22 @@ def try_out(model, train, validation, run):
 
 
 def seconds_per_batch(batches, go_through):
-    """Seconds that a batch takes, from a first one, which also builds the graph, and some more."""
-    order, batches.order = batches.order, batches.order[: batches.batch_size]
-    go_through(batches)
-    begin = time.perf_counter()
-    go_through(batches)
-    some = of_the_first(min(100, math.ceil(1 / (time.perf_counter() - begin))))  # a second or so
-    batches.order = order[: batches.batch_size * some]
-    begin = time.perf_counter()
-    go_through(batches)
-    seconds, number_of_batches = time.perf_counter() - begin, len(batches)
+    """Seconds that a batch takes, after a first one, which also builds the graph."""
+    order = batches.order
+
+    def timed(count):
+        batches.order = order[: count * batches.batch_size]
+        begin = time.perf_counter()
+        go_through(batches)
+        return time.perf_counter() - begin
+
+    timed(1)
+    one = timed(1)
+    some = of_the_first(min(100, math.ceil(1 / one)))  # a second or so
+    seconds = timed(1 + some) - one  # without what the start and the end take
+    more = len(batches) - 1
     batches.order = order
-    return seconds / number_of_batches
+    return seconds / more if more else one
 
 
 def in_words(seconds):
