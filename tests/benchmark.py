@@ -441,7 +441,8 @@ def batches(options, workers=None, on_device=False):
             made.append(OnDevice(keras.ops.convert_to_tensor(images), labels, 32))
         else:
             made.append(training.Batches(images, labels, 32))
-        made[-1].workers = workers or made[-1].workers
+        if workers:
+            made[-1].workers = workers
     return made
 
 
