@@ -48,7 +48,7 @@ class Variation:
         cv2.setNumThreads(1)  # training makes many images at once
         self.images, self.seed = images, seed
         columns = labels.argmax(axis=1)
-        self.hands, self.studio = cut_hands(images, columns, names), Studio(seed)
+        self.hands, self.studio = cut_hands(images, columns, names), Studio(seed, images)
         found = self.hands.any(axis=1)
         self.letters = [np.flatnonzero(columns == column) for column in np.unique(columns)]
         self.free = [rows[found[rows]] for rows in self.letters]  # of their room
@@ -201,27 +201,32 @@ def fill_holes(hand, most):
 # made-up rooms, blue-green-red: float32 (SIZE, SIZE, 3) while they are drawn
 
 
-def draw_room(rng):
-    """What may lie behind a hand, uint8 (SIZE, SIZE, 3): a wall, and mostly things before it."""
+def draw_room(rng, images):
+    """What may lie behind a hand, uint8 (SIZE, SIZE, 3): a wall, and mostly things before it.
+
+    images: photographs, uint8 (n, SIZE, SIZE, 3), of which small pieces are among the things.
+    """
     color = pick_color(rng)
     room = np.full((SIZE, SIZE, 3), color, np.float32)
     if rng.random() < 0.6:
         room += rng.uniform(10, 90) * smooth(rng, 2, 3)
     if rng.random() < 0.4:
         room += rng.uniform(5, 50) * smooth(rng, 4, 12)
-    things = (draw_shapes, draw_grid, draw_person, draw_stripes)
-    if rng.random() < 0.7:
-        things[rng.choice(4, p=(0.4, 0.25, 0.2, 0.15))](room, rng)
-    if rng.random() < 0.3:
-        room += rng.uniform(3, 30) * smooth(rng, 20, 100)
+    things = (draw_clutter, draw_shapes, draw_grid, draw_person, draw_stripes)
+    if rng.random() < 0.8:
+        things[rng.choice(5, p=(0.35, 0.15, 0.15, 0.25, 0.1))](room, rng)
+    if rng.random() < 0.4:
+        lay_pieces(room, rng, images)
     if rng.random() < 0.6:
+        room *= np.exp(rng.uniform(0.1, 1) * texture(rng))
+    if rng.random() < 0.4:
         room = cv2.GaussianBlur(room, (0, 0), rng.uniform(0.7, 6))
     return room.clip(0, 255).astype(np.uint8)
 
 
-def pick_color(rng):
-    """A colour, float (3,): mostly a grey one."""
-    saturation = 0.5 * rng.random() ** 2
+def pick_color(rng, most=0.5):
+    """A colour, float (3,): mostly a grey one; `most` is the highest saturation."""
+    saturation = most * rng.random() ** 2
     return rng.uniform(10, 245) * (1 + saturation * rng.uniform(-1, 1, 3))
 
 
@@ -232,17 +237,53 @@ def smooth(rng, least, most):
     return cv2.resize(field, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC).reshape(SIZE, SIZE, -1)
 
 
+def texture(rng):
+    """Bark, cloth, leaves: a field as `smooth` makes it, of coarse and fine parts, the finer the
+    weaker, as in photographs."""
+    parts = rng.uniform(0.5, 1) ** np.arange(7)
+    parts /= np.linalg.norm(parts)
+    return sum(part * smooth(rng, 2 << n, 4 << n) for n, part in enumerate(parts))
+
+
+def draw_clutter(room, rng):
+    """Many things before each other, the smaller the more of them, of a few colours: photographs
+    have such statistics ("dead leaves", Lee, Mumford and Huang 2001)."""
+    colors = [pick_color(rng, 1.2) for _ in range(rng.integers(2, 9))]
+    least, most = rng.uniform(3, 12), rng.uniform(30, 100)  # pixels
+    for _ in range(rng.integers(50, 500)):
+        size = least / np.sqrt(1 - rng.random() * (1 - (least / most) ** 2))
+        color = colors[rng.integers(len(colors))] * rng.uniform(0.6, 1.3)
+        draw_shape(room, rng, color, (size * rng.uniform(0.5, 2, 2)).round().astype(int))
+
+
+def lay_pieces(room, rng, images):
+    """Pieces of photographs, too small to show a hand: skin and walls as a camera sees them."""
+    for _ in range(rng.integers(5, 60)):
+        side, size = rng.integers(12, 50), rng.integers(10, 100, 2)
+        left, top = rng.integers(EDGE, SIZE - EDGE - side, 2)
+        piece = images[rng.integers(len(images))][top : top + side, left : left + side]
+        piece = np.rot90(piece, rng.integers(4))
+        x, y = (rng.integers(1 - size, SIZE)).clip(0)
+        part = room[y : y + size[1], x : x + size[0]]
+        part[:] = cv2.resize(piece, part.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+
+
 def draw_shapes(room, rng):
     """Boxes and discs of any colour."""
     for _ in range(rng.integers(2, 14)):
-        color, (x, y) = pick_color(rng).tolist(), rng.integers(-30, SIZE + 30, 2).tolist()
-        width, height = rng.integers(6, 130, 2).tolist()
-        angle = int(rng.integers(180))
-        if rng.random() < 0.6:
-            corners = cv2.boxPoints(((x, y), (width, height), angle)).round().astype(np.int32)
-            cv2.fillPoly(room, [corners], color)
-        else:
-            cv2.ellipse(room, (x, y), (width // 2, height // 2), angle, 0, 360, color, -1)
+        draw_shape(room, rng, pick_color(rng), rng.integers(6, 130, 2))
+
+
+def draw_shape(room, rng, color, sides):
+    """A box or a disc, turned, anywhere."""
+    color, (width, height) = color.tolist(), sides.tolist()
+    x, y = rng.integers(-30, SIZE + 30, 2).tolist()
+    angle = int(rng.integers(180))
+    if rng.random() < 0.6:
+        corners = cv2.boxPoints(((x, y), (width, height), angle)).round().astype(np.int32)
+        cv2.fillPoly(room, [corners], color)
+    else:
+        cv2.ellipse(room, (x, y), (width // 2, height // 2), angle, 0, 360, color, -1)
 
 
 def draw_grid(room, rng):
@@ -307,9 +348,9 @@ def draw_bend(rng):
 class Studio:
     """What is drawn once and then used for all photographs: rooms, lights, bends and noise."""
 
-    def __init__(self, seed):
+    def __init__(self, seed, images):
         rng = np.random.default_rng((seed, 1))
-        self.rooms = [draw_room(rng) for _ in range(ROOMS)]
+        self.rooms = [draw_room(rng, images) for _ in range(ROOMS)]
         self.lights = [draw_light(rng) for _ in range(40)]
         self.bends = [draw_bend(rng) for _ in range(60)]
         self.noise = []
@@ -318,6 +359,23 @@ class Studio:
             if rng.random() < 0.5:
                 grain = 2 * cv2.GaussianBlur(grain, (0, 0), 0.8)
             self.noise.append(grain.astype(np.int16))
+
+    def room(self, rng):
+        """A made-up room, uint8 (SIZE, SIZE, 3), seldom twice the same: a part of a drawn one, in
+        half of them another one shows where a third is dark."""
+        room = self.part_of_a_room(rng)
+        if rng.random() < 0.5:
+            other, third = self.part_of_a_room(rng), self.part_of_a_room(rng)
+            third = cv2.cvtColor(third, cv2.COLOR_BGR2GRAY)
+            cv2.copyTo(other, cv2.compare(third, cv2.mean(third)[0], cv2.CMP_LT), room)
+        return room
+
+    def part_of_a_room(self, rng):
+        room = self.rooms[rng.integers(ROOMS)]
+        side = int(rng.integers(SIZE // 3, SIZE + 1))
+        left, top = rng.integers(0, SIZE - side + 1, 2)
+        room = cv2.resize(room[top : top + side, left : left + side], (SIZE, SIZE))
+        return cv2.flip(room, 1) if rng.random() < 0.5 else room
 
 
 def vary(image, hand, studio, rng, strength):
@@ -392,26 +450,21 @@ def movement(middle, target, rng, strength):
 
 def paste(picture, mask, studio, rng, strength):
     """The hand of a picture, where its mask is 255 of 255, in another light and a made-up room."""
-    if rng.random() < 0.7:
-        mask = cv2.GaussianBlur(mask, (0, 0), rng.uniform(0.5, 1.5))
-    tone = cv2.mean(picture, mask)[:3]
-    light = np.mean(tone)
-    wanted = light ** (1 - strength) * rng.uniform(35, 215) ** strength
+    light = np.mean(cv2.mean(picture, mask)[:3])
+    wanted = light ** (1 - strength) * rng.uniform(20, 215) ** strength
     tint = rng.normal(0, 0.1, 3) + SKIN * rng.uniform(0, 1.5) * (wanted / 255)
     picture = cv2.LUT(picture, light_table(light, wanted, tint * strength))
+    light = np.mean(cv2.mean(picture, mask)[:3])  # as near to the wanted one as it could be
 
-    room = studio.rooms[rng.integers(ROOMS)]
-    side = int(rng.integers(SIZE // 3, SIZE + 1))
-    left, top = rng.integers(0, SIZE - side + 1, 2)
-    room = cv2.resize(room[top : top + side, left : left + side], (SIZE, SIZE))
-    if rng.random() < 0.5:
-        room = cv2.flip(room, 1)
+    room = studio.room(rng)
     behind = np.mean(cv2.mean(room)[:3])
     wall = rng.uniform(5, 250) * strength + 175 * (1 - strength)
-    while abs(wall - wanted) < 15:  # the hand must stand out, if by its colour alone
+    while abs(wall - light) < 15:  # the hand must stand out, if by its colour alone
         wall = rng.uniform(5, 250)
     table = wall + (np.arange(256) - behind) * rng.uniform(0.6, 1.1) * strength
     room = cv2.LUT(room, table.clip(0, 255).astype(np.uint8))
+    if rng.random() < 0.7:
+        mask = cv2.GaussianBlur(mask, (0, 0), rng.uniform(0.5, 1.5))
     mask = cv2.merge([mask] * 3)
     return cv2.add(
         cv2.multiply(picture, mask, scale=1 / 255),
@@ -430,7 +483,7 @@ def light_table(light, wanted, tint):
 def photograph(picture, studio, rng, strength):
     """A picture, uint8 (SIZE, SIZE, 3), through another camera."""
     # The weaker, the less likely; as one draw, so that what follows does not move.
-    lit, haze, negative, grey, *others = rng.random(10) / max(strength, 1e-9)
+    lit, haze, negative, grey, *others = rng.random(9) / max(strength, 1e-9)
     if lit < 0.5:
         light = studio.lights[rng.integers(len(studio.lights))]
         picture = cv2.multiply(picture, light, scale=1 / 128)
@@ -459,7 +512,7 @@ def blur(picture, studio, rng, soft, coarse, noisy):
     return picture
 
 
-def hide(picture, rng, patches, bars, shade):
+def hide(picture, rng, patches, bars):
     """A picture with patches on it, bars at its sides or above, or none of it."""
     if patches < 0.25:
         for _ in range(rng.integers(1, 4)):
@@ -468,7 +521,7 @@ def hide(picture, rng, patches, bars, shade):
             corner = (left + width, top + height)
             cv2.rectangle(picture, (left, top), corner, pick_color(rng).tolist(), -1)
     if bars < 0.15:
-        thick = int(rng.integers(4, 50))
+        thick, shade = int(rng.integers(4, 50)), rng.random()
         color = pick_color(rng) if shade < 0.3 else np.full(3, 255.0 * (shade > 0.7))
         if rng.random() < 0.6:
             picture[:, :thick] = picture[:, -thick:] = color.clip(0, 255)
