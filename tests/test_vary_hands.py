@@ -181,6 +181,44 @@ def test_strength(variation, still, cut):
     assert far[0] < 20 < 40 < far[1]
 
 
+def test_rooms_are_full_of_things(variation):
+    """Most have more edges than a wall has, in many a hand would be lost; hardly two are alike."""
+    rng = np.random.default_rng(0)
+    rooms = np.stack([variation.studio.room(rng) for _ in range(200)])
+    assert rooms.shape == (200, SIZE, SIZE, 3) and rooms.dtype == np.uint8
+    edges = [np.abs(cv2.Laplacian(room, cv2.CV_32F)).mean() for room in rooms]
+    assert np.mean(np.array(edges) > 2) > 0.6 and np.mean(np.array(edges) > 8) > 0.25
+    assert len({room.tobytes() for room in rooms}) == 200
+
+
+class Grey:
+    """A studio with grey rooms alone."""
+
+    def room(self, rng):
+        return np.full((SIZE, SIZE, 3), 128, np.uint8)
+
+
+def test_a_hand_stands_out():
+    mask = cv2.circle(np.zeros((SIZE, SIZE), np.uint8), (112, 112), 50, 255, -1)
+    inside = cv2.erode(mask, np.ones((15, 15))) > 0
+    outside = cv2.dilate(mask, np.ones((15, 15))) == 0
+    for seed in range(300):  # light hands, dark ones, of the brightness of the old wall
+        picture = np.full((SIZE, SIZE, 3), (10, 60, 240)[seed % 3], np.uint8)
+        rng = np.random.default_rng(seed)
+        picture = vary_hands.paste(picture, mask, Grey(), rng, 1)
+        assert abs(picture[inside].mean() - picture[outside].mean()) > 12
+
+
+def test_weak_bars_are_as_often_white_as_black(variation):
+    whites = blacks = 0
+    for seed in range(3000):
+        rng = np.random.default_rng(seed)
+        picture = np.full((SIZE, SIZE, 3), 100, np.uint8)
+        corner = vary_hands.photograph(picture, variation.studio, rng, 0.1)[:4, :4]
+        whites, blacks = whites + (corner == 255).all(), blacks + (corner == 0).all()
+    assert whites + blacks > 20 and 0.25 < whites / (whites + blacks) < 0.75
+
+
 def test_the_sheet(dataset, tmp_path):
     options = ("--numpy-folder", dataset, "--output", tmp_path / "sheet.jpg")
     done = script("asl_data/vary_hands.py", *options, check=True)
