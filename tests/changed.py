@@ -1,0 +1,151 @@
+"""How well a network reads validation frames that were changed as `--vary` never changes any.
+
+    python preprocess.py --split in-order
+    python training.py --vary
+    python tests/changed.py
+
+For choosing between variations, without other people's hands: these stay the examiner. The hands
+are cut out and put before photographs that are installed with scikit-learn (a pagoda, a flower)
+and matplotlib (a face with a flag), which no network was trained on. Prints the accuracy for each
+change, of all and of each letter, and with --sheet FILE draws nine frames of each.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import training
+from asl_data import vary_hands
+from preprocess import load_dataset, load_split
+from test import load_model
+
+import cv2
+import matplotlib
+import numpy as np
+from sklearn.datasets import load_sample_images
+
+SIZE, EDGE = vary_hands.SIZE, vary_hands.EDGE
+
+
+def place(image, hand, size, behind):
+    """The hand, `size` of the picture wide or high, somewhere before what is behind it."""
+    image, hand = image[EDGE:-EDGE, EDGE:-EDGE], np.ascontiguousarray(hand[EDGE:-EDGE, EDGE:-EDGE])
+
+    def draw(rng):
+        top, bottom, left, right = vary_hands.fist_box(hand)
+        scale = size * SIZE / max(right - left, bottom - top)
+        x, y = rng.uniform(size * SIZE / 2, SIZE - size * SIZE / 2, 2)
+        x, y = x - scale * (left + right) / 2, y - scale * (top + bottom) / 2
+        move = np.float32([(scale, 0, x), (0, scale, y)])
+        how = {"flags": cv2.INTER_AREA, "borderMode": cv2.BORDER_REPLICATE}
+        mask = cv2.warpAffine(cv2.erode(hand, None) * 255, move, (SIZE, SIZE), **how)
+        picture = cv2.warpAffine(np.ascontiguousarray(image), move, (SIZE, SIZE), **how)
+        mask = cv2.GaussianBlur(mask, (0, 0), 0.8)[..., None] / 255
+        return picture * mask + behind(rng) * (1 - mask)
+
+    return draw
+
+
+def part(photograph):
+    """A square of a photograph, another one each time."""
+
+    def draw(rng):
+        side = int(rng.uniform(0.4, 1) * min(photograph.shape[:2]))
+        top, left = (rng.integers(0, length - side + 1) for length in photograph.shape[:2])
+        square = photograph[top : top + side, left : left + side]
+        return cv2.resize(square, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+
+    return draw
+
+
+def moved(image, rng):
+    """Blurred by a movement of 15 pixels."""
+    kernel, angle = np.zeros((15, 15), np.float32), rng.uniform(0, np.pi)
+    far = (round(7 * np.cos(angle)), round(7 * np.sin(angle)))
+    cv2.line(kernel, (7 - far[0], 7 - far[1]), (7 + far[0], 7 + far[1]), 1)
+    return cv2.filter2D(image, -1, kernel / kernel.sum())
+
+
+def lit(image, rng):
+    """In the dark but for a spot of light."""
+    y, x = np.mgrid[:SIZE, :SIZE]
+    far = np.hypot(x - rng.uniform(0, SIZE), y - rng.uniform(0, SIZE))
+    return image * (1.6 * np.exp(-((far / 120) ** 2)) + 0.25)[..., None]
+
+
+def turned(image, rng):
+    """By 35 degrees; --vary turns by 25 at most."""
+    move = cv2.getRotationMatrix2D((SIZE / 2, SIZE / 2), rng.choice((-35, 35)), 1)
+    image = cv2.resize(image[EDGE:-EDGE, EDGE:-EDGE], (SIZE, SIZE))
+    return cv2.warpAffine(image, move, (SIZE, SIZE), borderMode=cv2.BORDER_REPLICATE)
+
+
+def few_bytes(image, rng):
+    return cv2.imdecode(cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, 8))[1], 1)
+
+
+def changes():
+    """{name: a function of (image, hand, rng)}: uint8 (SIZE, SIZE, 3), hand of 1 and 0."""
+    pagoda, flower = (photograph[..., ::-1] for photograph in load_sample_images().images)
+    samples = Path(matplotlib.get_data_path()) / "sample_data"
+    face = cv2.imread(str(samples / "grace_hopper.jpg"))[:450]
+    behind = {
+        "a white wall": lambda rng: 235,
+        "a photograph": lambda rng: part((pagoda, flower)[rng.integers(2)])(rng),
+        "a face": part(face),
+    }
+    found = {
+        "as it is": lambda image, hand, rng: image,
+        "moved": lambda image, hand, rng: moved(image, rng),
+        "JPEG of quality 8": lambda image, hand, rng: few_bytes(image, rng),
+        "a spot of light": lambda image, hand, rng: lit(image, rng),
+        "of 4 shades": lambda image, hand, rng: image // 64 * 64 + 32,
+        "turned by 35 degrees": lambda image, hand, rng: turned(image, rng),
+    }
+    for what, draw in behind.items():
+        for size in (0.9, 0.7, 0.5, 0.35):
+            found[f"{size} of the width before {what}"] = (
+                lambda image, hand, rng, size=size, draw=draw: place(image, hand, size, draw)(rng)
+            )
+    return found
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    training.add_folders(parser)
+    about = "frames of each letter (default: 150)"
+    parser.add_argument("--count", type=int, default=150, help=about)
+    about = "draw nine frames of each change (default: draw none)"
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help=about)
+    options = parser.parse_args(argv)
+    dataset = load_dataset(options.numpy_folder)
+    images, labels = load_split(options.numpy_folder, "validation", dataset)
+    columns, rng = labels.argmax(axis=1), np.random.default_rng(7)
+    hands = vary_hands.cut_hands(images, columns, dataset["rows"]["validation"])
+    free = np.flatnonzero(hands.any(axis=1))
+    letters = np.unique(columns)
+    rows = [rng.permutation(free[columns[free] == c])[: options.count] for c in letters]
+    rows = np.concatenate(rows)
+    hands = [np.unpackbits(hands[row]).reshape(SIZE, SIZE) for row in rows]
+    weights = options.weights_full / "model_weights.h5"
+    model = load_model(
+        options.weights_full, training.load_class_names(options.weights_full), weights
+    )
+    names = [dataset["columns"][column] for column in letters]
+    print(f"{len(rows)} frames; accuracy of all, of {', '.join(names)}")
+    sheet = []
+    for name, change in changes().items():
+        rng = np.random.default_rng(11)
+        changed = [change(np.array(images[row]), hand, rng) for row, hand in zip(rows, hands)]
+        changed = np.stack(changed).clip(0, 255).astype(np.uint8)
+        sheet.append(np.hstack(changed[:: len(rows) // 9][:9]))
+        right = model.predict(changed, batch_size=32, verbose=0).argmax(axis=1) == columns[rows]
+        each = [right[columns[rows] == column].mean() for column in letters]
+        print(f"{name:40} {right.mean():.3f}  ", *(f"{value:.2f}" for value in each), flush=True)
+    if options.sheet:
+        cv2.imwrite(str(options.sheet), np.vstack(sheet))
+
+
+if __name__ == "__main__":
+    main()
