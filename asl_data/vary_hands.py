@@ -225,7 +225,7 @@ def draw_room(rng, images):
 
 
 def pick_color(rng, most=0.5):
-    """A colour, float (3,): mostly a grey one; `most` is the highest saturation."""
+    """A colour, float (3,): mostly a grey one; the larger `most`, the less of a grey one."""
     saturation = most * rng.random() ** 2
     return rng.uniform(10, 245) * (1 + saturation * rng.uniform(-1, 1, 3))
 
@@ -238,16 +238,16 @@ def smooth(rng, least, most):
 
 
 def texture(rng):
-    """Bark, cloth, leaves: a field as `smooth` makes it, of coarse and fine parts, the finer the
-    weaker, as in photographs."""
+    """Bark, cloth, leaves: a field, float (SIZE, SIZE, 1 or, mostly, 3), about -2 to 2, of coarse
+    and fine parts, the finer the weaker, as in photographs. Each part has twice the cells."""
     parts = rng.uniform(0.5, 1) ** np.arange(7)
     parts /= np.linalg.norm(parts)
     return sum(part * smooth(rng, 2 << n, 4 << n) for n, part in enumerate(parts))
 
 
 def draw_clutter(room, rng):
-    """Many things before each other, the smaller the more of them, of a few colours: photographs
-    have such statistics ("dead leaves", Lee, Mumford and Huang 2001)."""
+    """Many things before each other, of a few colours; their number falls with size ** -3, as in
+    photographs ("dead leaves", Lee, Mumford and Huang 2001)."""
     colors = [pick_color(rng, 1.2) for _ in range(rng.integers(2, 9))]
     least, most = rng.uniform(3, 12), rng.uniform(30, 100)  # pixels
     for _ in range(rng.integers(50, 500)):
@@ -263,9 +263,9 @@ def lay_pieces(room, rng, images):
         left, top = rng.integers(EDGE, SIZE - EDGE - side, 2)
         piece = images[rng.integers(len(images))][top : top + side, left : left + side]
         piece = np.rot90(piece, rng.integers(4))
-        x, y = (rng.integers(1 - size, SIZE)).clip(0)
+        x, y = rng.integers(1 - size, SIZE).clip(0)
         part = room[y : y + size[1], x : x + size[0]]
-        part[:] = cv2.resize(piece, part.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+        part[:] = cv2.resize(piece, part.shape[1::-1])
 
 
 def draw_shapes(room, rng):
@@ -361,13 +361,13 @@ class Studio:
             self.noise.append(grain.astype(np.int16))
 
     def room(self, rng):
-        """A made-up room, uint8 (SIZE, SIZE, 3), seldom twice the same: a part of a drawn one, in
-        half of them another one shows where a third is dark."""
+        """A made-up room, uint8 (SIZE, SIZE, 3), seldom twice the same: a part of a drawn one. In
+        half of them another one shows where a stencil, one more room, is darker than its mean."""
         room = self.part_of_a_room(rng)
         if rng.random() < 0.5:
-            other, third = self.part_of_a_room(rng), self.part_of_a_room(rng)
-            third = cv2.cvtColor(third, cv2.COLOR_BGR2GRAY)
-            cv2.copyTo(other, cv2.compare(third, cv2.mean(third)[0], cv2.CMP_LT), room)
+            other, stencil = self.part_of_a_room(rng), self.part_of_a_room(rng)
+            stencil = cv2.cvtColor(stencil, cv2.COLOR_BGR2GRAY)
+            cv2.copyTo(other, cv2.compare(stencil, cv2.mean(stencil)[0], cv2.CMP_LT), room)
         return room
 
     def part_of_a_room(self, rng):
@@ -459,7 +459,7 @@ def paste(picture, mask, studio, rng, strength):
     room = studio.room(rng)
     behind = np.mean(cv2.mean(room)[:3])
     wall = rng.uniform(5, 250) * strength + 175 * (1 - strength)
-    while abs(wall - light) < 15:  # the hand must stand out, if by its colour alone
+    while abs(wall - light) < 15:  # on average the hand must stand out, if by its colour alone
         wall = rng.uniform(5, 250)
     table = wall + (np.arange(256) - behind) * rng.uniform(0.6, 1.1) * strength
     room = cv2.LUT(room, table.clip(0, 255).astype(np.uint8))
@@ -482,7 +482,7 @@ def light_table(light, wanted, tint):
 
 def photograph(picture, studio, rng, strength):
     """A picture, uint8 (SIZE, SIZE, 3), through another camera."""
-    # The weaker, the less likely; as one draw, so that what follows does not move.
+    # Divided by it, at half the strength half as likely; one draw, so that what follows stays.
     lit, haze, negative, grey, *others = rng.random(9) / max(strength, 1e-9)
     if lit < 0.5:
         light = studio.lights[rng.integers(len(studio.lights))]

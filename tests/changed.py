@@ -1,4 +1,4 @@
-"""How well a network reads validation frames that were changed as `--vary` never changes any.
+"""How well a network reads validation frames changed in other ways than `--vary` changes them.
 
     python preprocess.py --split in-order
     python training.py --vary
@@ -6,8 +6,10 @@
 
 For choosing between variations, without other people's hands: these stay the examiner. The hands
 are cut out and put before photographs that are installed with scikit-learn (a pagoda, a flower)
-and matplotlib (a face with a flag), which no network was trained on. Prints the accuracy for each
-change, of all and of each letter, and with --sheet FILE draws nine frames of each.
+and matplotlib (a face with a flag), which no network was trained on. They are cut out as `--vary`
+does it, so compare networks with one commit of this, and as their edges are those of training,
+hands before a room of their own may be harder. Prints the accuracy for each change, of all and of
+each letter, of the frames whose hand could be cut out; with --sheet FILE draws nine of each.
 """
 
 import argparse
@@ -15,10 +17,10 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import training
 from asl_data import vary_hands
-from preprocess import load_dataset, load_split
-from test import load_model
+from preprocess import HERE, between, load_dataset, load_split, run_main
+from test import check_classes, load_model
+from training import load_class_names
 
 import cv2
 import matplotlib
@@ -38,9 +40,9 @@ def place(image, hand, size, behind):
         x, y = rng.uniform(size * SIZE / 2, SIZE - size * SIZE / 2, 2)
         x, y = x - scale * (left + right) / 2, y - scale * (top + bottom) / 2
         move = np.float32([(scale, 0, x), (0, scale, y)])
-        how = {"flags": cv2.INTER_AREA, "borderMode": cv2.BORDER_REPLICATE}
-        mask = cv2.warpAffine(cv2.erode(hand, None) * 255, move, (SIZE, SIZE), **how)
-        picture = cv2.warpAffine(np.ascontiguousarray(image), move, (SIZE, SIZE), **how)
+        how = {"dsize": (SIZE, SIZE), "borderMode": cv2.BORDER_REPLICATE}
+        mask = cv2.warpAffine(cv2.erode(hand, None) * 255, move, **how)
+        picture = cv2.warpAffine(np.ascontiguousarray(image), move, **how)
         mask = cv2.GaussianBlur(mask, (0, 0), 0.8)[..., None] / 255
         return picture * mask + behind(rng) * (1 - mask)
 
@@ -75,7 +77,7 @@ def lit(image, rng):
 
 
 def turned(image, rng):
-    """By 35 degrees; --vary turns by 25 at most."""
+    """By 35 degrees; --vary turns by 25 at most, and skews and tilts."""
     move = cv2.getRotationMatrix2D((SIZE / 2, SIZE / 2), rng.choice((-35, 35)), 1)
     image = cv2.resize(image[EDGE:-EDGE, EDGE:-EDGE], (SIZE, SIZE))
     return cv2.warpAffine(image, move, (SIZE, SIZE), borderMode=cv2.BORDER_REPLICATE)
@@ -105,7 +107,7 @@ def changes():
     }
     for what, draw in behind.items():
         for size in (0.9, 0.7, 0.5, 0.35):
-            found[f"{size} of the width before {what}"] = (
+            found[f"{size} of the picture before {what}"] = (
                 lambda image, hand, rng, size=size, draw=draw: place(image, hand, size, draw)(rng)
             )
     return found
@@ -113,33 +115,38 @@ def changes():
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    training.add_folders(parser)
+    for option, name in (("--numpy-folder", "Numpy_folder"), ("--weights-full", "Weights_Full")):
+        about = f"(default: {name} beside the scripts)"
+        parser.add_argument(option, type=Path, default=HERE / name, metavar="DIR", help=about)
     about = "frames of each letter (default: 150)"
-    parser.add_argument("--count", type=int, default=150, help=about)
+    parser.add_argument("--count", type=between(int, 3), default=150, help=about)
     about = "draw nine frames of each change (default: draw none)"
     parser.add_argument("--sheet", type=Path, metavar="FILE", help=about)
     options = parser.parse_args(argv)
     dataset = load_dataset(options.numpy_folder)
+    network = load_class_names(options.weights_full)
+    check_classes(network, dataset)
+    model = load_model(options.weights_full, network, options.weights_full / "model_weights.h5")
     images, labels = load_split(options.numpy_folder, "validation", dataset)
     columns, rng = labels.argmax(axis=1), np.random.default_rng(7)
     hands = vary_hands.cut_hands(images, columns, dataset["rows"]["validation"])
     free = np.flatnonzero(hands.any(axis=1))
-    letters = np.unique(columns)
+    letters = np.unique(columns[free])
     rows = [rng.permutation(free[columns[free] == c])[: options.count] for c in letters]
-    rows = np.concatenate(rows)
+    rows = np.concatenate(rows) if rows else sys.exit("no hand can be cut out")
     hands = [np.unpackbits(hands[row]).reshape(SIZE, SIZE) for row in rows]
-    weights = options.weights_full / "model_weights.h5"
-    model = load_model(
-        options.weights_full, training.load_class_names(options.weights_full), weights
-    )
     names = [dataset["columns"][column] for column in letters]
     print(f"{len(rows)} frames; accuracy of all, of {', '.join(names)}")
     sheet = []
     for name, change in changes().items():
         rng = np.random.default_rng(11)
-        changed = [change(np.array(images[row]), hand, rng) for row, hand in zip(rows, hands)]
-        changed = np.stack(changed).clip(0, 255).astype(np.uint8)
-        sheet.append(np.hstack(changed[:: len(rows) // 9][:9]))
+        changed = np.stack(
+            [
+                np.clip(change(np.array(images[row]), hand, rng), 0, 255).astype(np.uint8)
+                for row, hand in zip(rows, hands)
+            ]
+        )
+        sheet.append(np.hstack(changed[np.linspace(0, len(rows) - 1, 9).astype(int)]))
         right = model.predict(changed, batch_size=32, verbose=0).argmax(axis=1) == columns[rows]
         each = [right[columns[rows] == column].mean() for column in letters]
         print(f"{name:40} {right.mean():.3f}  ", *(f"{value:.2f}" for value in each), flush=True)
@@ -148,4 +155,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -182,13 +182,12 @@ def test_strength(variation, still, cut):
 
 
 def test_rooms_are_full_of_things(variation):
-    """Most have more edges than a wall has, in many a hand would be lost; hardly two are alike."""
+    """Most have more edges than a wall has, in many a hand would be lost."""
     rng = np.random.default_rng(0)
     rooms = np.stack([variation.studio.room(rng) for _ in range(200)])
     assert rooms.shape == (200, SIZE, SIZE, 3) and rooms.dtype == np.uint8
     edges = [np.abs(cv2.Laplacian(room, cv2.CV_32F)).mean() for room in rooms]
     assert np.mean(np.array(edges) > 2) > 0.6 and np.mean(np.array(edges) > 8) > 0.25
-    assert len({room.tobytes() for room in rooms}) == 200
 
 
 class Grey:
@@ -202,7 +201,7 @@ def test_a_hand_stands_out():
     mask = cv2.circle(np.zeros((SIZE, SIZE), np.uint8), (112, 112), 50, 255, -1)
     inside = cv2.erode(mask, np.ones((15, 15))) > 0
     outside = cv2.dilate(mask, np.ones((15, 15))) == 0
-    for seed in range(300):  # light hands, dark ones, of the brightness of the old wall
+    for seed in range(300):  # dark, middling and light hands
         picture = np.full((SIZE, SIZE, 3), (10, 60, 240)[seed % 3], np.uint8)
         rng = np.random.default_rng(seed)
         picture = vary_hands.paste(picture, mask, Grey(), rng, 1)
