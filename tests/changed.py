@@ -14,6 +14,7 @@ each letter, of the frames whose hand could be cut out; with --sheet FILE draws 
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -30,38 +31,30 @@ from sklearn.datasets import load_sample_images
 SIZE, EDGE = vary_hands.SIZE, vary_hands.EDGE
 
 
-def place(image, hand, size, behind):
+def place(image, hand, rng, size, behind):
     """The hand, `size` of the picture wide or high, somewhere before what is behind it."""
-    image, hand = image[EDGE:-EDGE, EDGE:-EDGE], np.ascontiguousarray(hand[EDGE:-EDGE, EDGE:-EDGE])
-
-    def draw(rng):
-        top, bottom, left, right = vary_hands.fist_box(hand)
-        scale = size * SIZE / max(right - left, bottom - top)
-        x, y = rng.uniform(size * SIZE / 2, SIZE - size * SIZE / 2, 2)
-        x, y = x - scale * (left + right) / 2, y - scale * (top + bottom) / 2
-        move = np.float32([(scale, 0, x), (0, scale, y)])
-        how = {"dsize": (SIZE, SIZE), "borderMode": cv2.BORDER_REPLICATE}
-        mask = cv2.warpAffine(cv2.erode(hand, None) * 255, move, **how)
-        picture = cv2.warpAffine(np.ascontiguousarray(image), move, **how)
-        mask = cv2.GaussianBlur(mask, (0, 0), 0.8)[..., None] / 255
-        return picture * mask + behind(rng) * (1 - mask)
-
-    return draw
+    image, hand = (np.ascontiguousarray(each[EDGE:-EDGE, EDGE:-EDGE]) for each in (image, hand))
+    top, bottom, left, right = vary_hands.fist_box(hand)
+    scale = size * SIZE / max(right - left, bottom - top)
+    x, y = rng.uniform(size * SIZE / 2, SIZE - size * SIZE / 2, 2)
+    x, y = x - scale * (left + right) / 2, y - scale * (top + bottom) / 2
+    move = np.float32([(scale, 0, x), (0, scale, y)])
+    how = {"dsize": (SIZE, SIZE), "borderMode": cv2.BORDER_REPLICATE}
+    mask = cv2.warpAffine(cv2.erode(hand, None) * 255, move, **how)
+    picture = cv2.warpAffine(image, move, **how)
+    mask = cv2.GaussianBlur(mask, (0, 0), 0.8)[..., None] / 255
+    return picture * mask + behind(rng) * (1 - mask)
 
 
-def part(photograph):
+def part(photograph, rng):
     """A square of a photograph, another one each time."""
-
-    def draw(rng):
-        side = int(rng.uniform(0.4, 1) * min(photograph.shape[:2]))
-        top, left = (rng.integers(0, length - side + 1) for length in photograph.shape[:2])
-        square = photograph[top : top + side, left : left + side]
-        return cv2.resize(square, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
-
-    return draw
+    side = int(rng.uniform(0.4, 1) * min(photograph.shape[:2]))
+    top, left = (rng.integers(0, length - side + 1) for length in photograph.shape[:2])
+    square = photograph[top : top + side, left : left + side]
+    return cv2.resize(square, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
 
 
-def moved(image, rng):
+def moved(image, hand, rng):
     """Blurred by a movement of 15 pixels."""
     kernel, angle = np.zeros((15, 15), np.float32), rng.uniform(0, np.pi)
     far = (round(7 * np.cos(angle)), round(7 * np.sin(angle)))
@@ -69,21 +62,21 @@ def moved(image, rng):
     return cv2.filter2D(image, -1, kernel / kernel.sum())
 
 
-def lit(image, rng):
+def lit(image, hand, rng):
     """In the dark but for a spot of light."""
     y, x = np.mgrid[:SIZE, :SIZE]
     far = np.hypot(x - rng.uniform(0, SIZE), y - rng.uniform(0, SIZE))
     return image * (1.6 * np.exp(-((far / 120) ** 2)) + 0.25)[..., None]
 
 
-def turned(image, rng):
+def turned(image, hand, rng):
     """By 35 degrees; --vary turns by 25 at most, and skews and tilts."""
     move = cv2.getRotationMatrix2D((SIZE / 2, SIZE / 2), rng.choice((-35, 35)), 1)
     image = cv2.resize(image[EDGE:-EDGE, EDGE:-EDGE], (SIZE, SIZE))
     return cv2.warpAffine(image, move, (SIZE, SIZE), borderMode=cv2.BORDER_REPLICATE)
 
 
-def few_bytes(image, rng):
+def few_bytes(image, hand, rng):
     return cv2.imdecode(cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, 8))[1], 1)
 
 
@@ -94,22 +87,21 @@ def changes():
     face = cv2.imread(str(samples / "grace_hopper.jpg"))[:450]
     behind = {
         "a white wall": lambda rng: 235,
-        "a photograph": lambda rng: part((pagoda, flower)[rng.integers(2)])(rng),
-        "a face": part(face),
+        "a photograph": lambda rng: part((pagoda, flower)[rng.integers(2)], rng),
+        "a face": partial(part, face),
     }
     found = {
         "as it is": lambda image, hand, rng: image,
-        "moved": lambda image, hand, rng: moved(image, rng),
-        "JPEG of quality 8": lambda image, hand, rng: few_bytes(image, rng),
-        "a spot of light": lambda image, hand, rng: lit(image, rng),
+        "moved": moved,
+        "JPEG of quality 8": few_bytes,
+        "a spot of light": lit,
         "of 4 shades": lambda image, hand, rng: image // 64 * 64 + 32,
-        "turned by 35 degrees": lambda image, hand, rng: turned(image, rng),
+        "turned by 35 degrees": turned,
     }
     for what, draw in behind.items():
         for size in (0.9, 0.7, 0.5, 0.35):
-            found[f"{size} of the picture before {what}"] = (
-                lambda image, hand, rng, size=size, draw=draw: place(image, hand, size, draw)(rng)
-            )
+            name = f"{size} of the picture before {what}"
+            found[name] = partial(place, size=size, behind=draw)
     return found
 
 
