@@ -175,7 +175,7 @@ def parse_options(argv):
     add = parser.add_argument
     add("--epochs", type=between(int, 1), default=50, help="passes over the images (default: 50)")
     add("--batch-size", type=between(int, 1), default=32, help="images per step (default: 32)")
-    about = "learning rate of SGD (default: 0.001, with --vary 0.003)"
+    about = "learning rate of SGD (default: 0.001, with --vary 0.01)"
     add("--learning-rate", type=between(float, 0, 10), help=about)
     about = "momentum of SGD (default: 0.0, with --vary 0.9)"
     add("--momentum", type=between(float, 0, 1), help=about)
@@ -197,7 +197,7 @@ def parse_options(argv):
     add_folders(parser)
     options = parser.parse_args(argv)
     if options.learning_rate is None:
-        options.learning_rate = 0.003 if options.vary else 0.001
+        options.learning_rate = 0.01 if options.vary else 0.001
     if options.momentum is None:
         options.momentum = 0.9 if options.vary else 0.0
     return options

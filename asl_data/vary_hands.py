@@ -263,8 +263,8 @@ def lay_pieces(room, rng, images):
         left, top = rng.integers(EDGE, SIZE - EDGE - side, 2)
         piece = images[rng.integers(len(images))][top : top + side, left : left + side]
         piece = np.rot90(piece, rng.integers(4))
-        x, y = rng.integers(1 - size, SIZE).clip(0)
-        part = room[y : y + size[1], x : x + size[0]]
+        x, y = rng.integers(1 - size, SIZE)
+        part = room[max(0, y) : y + size[1], max(0, x) : x + size[0]]
         part[:] = cv2.resize(piece, part.shape[1::-1])
 
 

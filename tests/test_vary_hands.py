@@ -190,6 +190,16 @@ def test_rooms_are_full_of_things(variation):
     assert np.mean(np.array(edges) > 2) > 0.6 and np.mean(np.array(edges) > 8) > 0.25
 
 
+def test_pieces_lie_everywhere_alike():
+    rng, covered = np.random.default_rng(0), np.zeros((SIZE, SIZE, 3))
+    for _ in range(400):
+        room = np.zeros((SIZE, SIZE, 3), np.float32)
+        vary_hands.lay_pieces(room, rng, np.ones((1, SIZE, SIZE, 3), np.uint8))
+        covered += room / 400
+    for edge in (covered[10:40], covered[-40:-10], covered[:, 10:40], covered[:, -40:-10]):
+        assert abs(edge.mean() - covered[80:-80, 80:-80].mean()) < 0.05
+
+
 class Grey:
     """A studio with grey rooms alone."""
 
@@ -290,10 +300,10 @@ def test_the_last_epoch_counts(small_dataset, tmp_path, capsys):
 
 def test_rate_and_strength(dataset):
     options = training.parse_options(["--vary", "--epochs", "11"])
-    assert (options.learning_rate, options.momentum) == (0.003, 0.9)
+    assert (options.learning_rate, options.momentum) == (0.01, 0.9)
     _, optimizer = training.recipe(options, steps=10)
     rates = [float(optimizer._learning_rate(step)) for step in (0, 5, 10, 60, 110)]
-    assert np.allclose(rates, [0, 0.0015, 0.003, 0.0015, 0], atol=1e-8)
+    assert np.allclose(rates, [0, 0.005, 0.01, 0.005, 0], atol=1e-8)
     batches = training.Batches(*load(dataset, "train"), 4)
     rows = preprocess.load_dataset(dataset)["rows"]["train"]
     varied, strengths = training.Varied(batches, rows, options), []
