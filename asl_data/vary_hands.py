@@ -24,6 +24,7 @@ from preprocess import replacing, run_main
 
 import cv2  # after preprocess, which says what to do where one of these is missing
 import numpy as np
+from sklearn.cluster import AgglomerativeClustering
 
 SIZE = IMAGE_SIZE
 EDGE = 5  # pixels cut off at each side: the Kaggle frames have a blue border that nothing else has
@@ -116,32 +117,45 @@ def cut_hands(images, letters, names):
 
 def scenes(images, letters, rows):
     """The rows, int (n,), in groups of letters before the same room: of 24 letters, not all are."""
-    groups = []  # [the room, as the first letter of the group shows it, the rows]
-    for letter in np.unique(letters[rows]):
-        own = rows[letters[rows] == letter]
-        some = [images[row][SPARSE] for row in spread(own, 27)]
-        room = np.percentile(some, 80, axis=0).astype(np.uint8)
-        alike = [(difference(room, other, gains(room, other)) < 24).mean() for other, _ in groups]
-        if max(alike, default=0) > 0.6:
-            groups[int(np.argmax(alike))][1].append(own)
-        else:
-            groups.append((room, [own]))
-    return [np.sort(np.concatenate(owns)) for _, owns in groups]
+    owns = [rows[letters[rows] == letter] for letter in np.unique(letters[rows])]
+    if len(owns) == 1:
+        return owns
+    rooms = [empty_room([images[row][SPARSE] for row in spread(own, 27)]) for own in owns]
+    # The room of one letter may show much of its hand: so the quarter that differs least counts.
+    off = [[np.percentile(difference(a, b, gains(a, b)), 25) for a in rooms] for b in rooms]
+    cluster = AgglomerativeClustering(
+        n_clusters=None, metric="precomputed", linkage="complete", distance_threshold=9
+    )
+    groups = cluster.fit_predict(np.add(off, np.transpose(off)) / 2)
+    return [
+        np.sort(np.concatenate([own for own, other in zip(owns, groups) if other == group]))
+        for group in np.unique(groups)
+    ]
 
 
 def find_room(images, rows):
     """The empty room behind these frames, uint8 (SIZE, SIZE, 3); None where there is none.
 
-    The hands must be darker than the walls, or seldom at one place: of what was seen at a place,
-    the room is among the brightest fifth. In photographs of one room the median brightness hardly
-    changes; in those of many it does.
+    In photographs of one room the median brightness hardly changes; in those of many it does.
     """
     frames = spread(rows, 81)
-    room = np.percentile(images[frames], 80, axis=0).astype(np.uint8)
+    room = empty_room(images[frames])
     light = np.log(
         [np.median((images[row][SPARSE] + 1.0) / (room[SPARSE] + 1.0)) for row in frames]
     )
     return room if np.median(np.abs(light - np.median(light))) < 0.15 else None
+
+
+def empty_room(frames):
+    """What these frames, uint8 (n, height, width, 3), show where no hand is, as large as one.
+
+    A hand is darker than the wall, or redder: so of what was seen at a place, the third that has
+    most blue and little red is the room.
+    """
+    frames = np.asarray(frames)
+    order = (2 * frames[..., 0].astype(np.int16) - frames[..., 2]).argsort(axis=0)
+    third = np.take_along_axis(frames, order[-len(frames) // 3 :, ..., None], axis=0)
+    return np.median(third, axis=0).astype(np.uint8)
 
 
 def spread(rows, count):
@@ -156,7 +170,7 @@ def cut_hand(image, room):
     near = difference(some, of_these, gains(some, of_these)) < 40  # once more, without the hand
     if near.mean() < 0.3:
         return None
-    off = difference(now, known, gains(some[near], of_these[near]))
+    off = difference(now, known, gains(some[near], of_these[near]), color=1.25)
     differs = cv2.morphologyEx((off > 24).view(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3)))
     count, labels, facts, _ = cv2.connectedComponentsWithStats(differs)
     if count < 2:
@@ -182,11 +196,20 @@ def gains(now, known):
     return np.median(((now + 1.0) / (known + 1.0)).reshape(-1, 3), axis=0)
 
 
-def difference(now, known, gains):
-    """How far an image is from the room in this light, uint8: the channel that differs most."""
+def difference(now, known, gains, color=0):
+    """How far an image is from the room in this light, uint8: the channel that differs most, or
+    `color` times red less blue, in which skin differs even from a wall as light as it is."""
     table = (np.arange(256)[:, None] * gains).clip(0, 255).astype(np.uint8)
-    off = cv2.absdiff(now, cv2.LUT(known, table[None]))
-    return cv2.max(cv2.max(off[..., 0], off[..., 1]), off[..., 2])
+    room = cv2.LUT(known, table[None])
+    off = cv2.absdiff(now, room)
+    off = cv2.max(cv2.max(off[..., 0], off[..., 1]), off[..., 2])
+    skin = cv2.absdiff(red_less_blue(now), red_less_blue(room))
+    return cv2.max(off, cv2.convertScaleAbs(skin, alpha=color)) if color else off
+
+
+def red_less_blue(image):
+    """int16, as large as the image."""
+    return cv2.subtract(image[..., 2], image[..., 0], dtype=cv2.CV_16S)
 
 
 def fill_holes(hand, most):

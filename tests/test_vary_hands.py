@@ -21,9 +21,9 @@ draw_hands = load_script(ROOT / "asl_data" / "draw_hands.py")
 SIZE = preprocess.IMAGE_SIZE
 
 
-@pytest.fixture(scope="module")
-def still():
-    """(images, labels, names, hands) of 135 drawn hands before a camera that stands still."""
+def film(skin):
+    """(images, labels, names, hands) of 135 drawn hands, of a skin blue-green-red, before a camera
+    that stands still."""
     wall = 190 + 30 * draw_hands.ramp(np.random.default_rng(1)) * np.ones(3)
     images, hands, names = [], [], []
     for letter in "ABC":
@@ -32,8 +32,8 @@ def still():
             relief, mask = draw_hands.draw_hand(letter, rng)
             shift = np.float32([(1, 0, rng.uniform(-50, 50)), (0, 1, rng.uniform(0, 60))])
             relief, mask = (cv2.warpAffine(each, shift, (200, 200)) for each in (relief, mask))
-            skin = np.array((60, 90, 142)) * rng.uniform(0.8, 1.2)
-            picture = wall + mask[..., None] * (relief[..., None] * skin - wall)
+            color = np.array(skin) * rng.uniform(0.8, 1.2)
+            picture = wall + mask[..., None] * (relief[..., None] * color - wall)
             picture = picture * rng.uniform(0.9, 1.1)  # the camera's own gain
             images.append(preprocess.fit(picture.clip(0, 255).astype(np.uint8)))
             hands.append(cv2.resize(mask, (SIZE, SIZE)) > 0.5)
@@ -41,18 +41,36 @@ def still():
     return np.stack(images), np.repeat(np.eye(24)[:3], 45, axis=0), names, np.stack(hands)
 
 
+@pytest.fixture(scope="module")
+def still():
+    """As film: hands that are darker than the wall."""
+    return film((60, 90, 142))
+
+
 def unpack(masks):
     return np.unpackbits(masks, axis=1).reshape(-1, SIZE, SIZE).astype(bool)
 
 
-def test_hands_are_cut_out(still):
-    images, labels, names, hands = still
+def overlaps(images, labels, names, hands):
+    """Which hands are cut out, bool (n,), and how well each of these, 0 to 1."""
     found = unpack(vary_hands.cut_hands(images, labels.argmax(axis=1), names))
     taken = found.any(axis=(1, 2))
-    assert taken.mean() > 0.7
     inside = (slice(None), slice(8, -8), slice(8, -8))
     found, hands = found[taken][inside], hands[taken][inside]
-    overlap = (found & hands).sum(axis=(1, 2)) / (found | hands).sum(axis=(1, 2))
+    return taken, (found & hands).sum(axis=(1, 2)) / (found | hands).sum(axis=(1, 2))
+
+
+def test_hands_are_cut_out(still):
+    taken, overlap = overlaps(*still)
+    assert taken.mean() > 0.7
+    assert np.median(overlap) > 0.95 and overlap.min() > 0.8
+
+
+@pytest.mark.parametrize("skin", [(165, 205, 275), (190, 210, 245)])
+def test_hands_as_light_as_the_wall_are_cut_out(skin):
+    """Their red may be lighter than the wall's, and all the rest as light."""
+    taken, overlap = overlaps(*film(skin))
+    assert taken.mean() > 0.7
     assert np.median(overlap) > 0.95 and overlap.min() > 0.8
 
 
@@ -147,6 +165,14 @@ def test_letters_before_different_walls(still):
     groups = vary_hands.scenes(images, letters, np.arange(135))
     assert [rows.tolist() for rows in groups] == [[*range(45), *range(90, 135)], [*range(45, 90)]]
     assert vary_hands.cut_hands(images, letters, names).any(axis=1)[45:90].mean() > 0.5
+
+
+def test_a_hand_that_does_not_move_is_no_other_wall(still):
+    """It is left in the room that its letter shows: the other letters show the same room."""
+    images, labels, _, _ = still
+    images = images.copy()
+    images[45:90, 100:, 100:] = 30
+    assert len(vary_hands.scenes(images, labels.argmax(axis=1), np.arange(135))) == 1
 
 
 @pytest.mark.parametrize("harm", ["cut off", "dark wall", "white wall"])
