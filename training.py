@@ -273,8 +273,9 @@ class Varied(Batches):
     def __init__(self, batches, names, options):
         try:
             from asl_data import vary_hands  # here: asl_data may be a link to a disk of photographs
-        except ImportError:
-            raise UserError(f"{HERE / 'asl_data' / 'vary_hands.py'} is missing") from None
+        except ImportError as error:
+            path = HERE / "asl_data" / "vary_hands.py"
+            raise UserError(f"{path} is missing or can't be loaded: {error}") from None
         super().__init__(batches.images, batches.labels, batches.batch_size)
         self.variation = vary_hands.Variation(self.images, self.labels, names, options.seed)
         self.growing = 0.4 * options.epochs

@@ -147,13 +147,14 @@ def find_room(images, rows):
 
 
 def empty_room(frames):
-    """What these frames, uint8 (n, height, width, 3), show where no hand is, as large as one.
+    """What these frames, uint8 (n, height, width, 3), show where no hand is: uint8, as one of them.
 
-    A hand is darker than the wall, or redder: so of what was seen at a place, the third that has
-    most blue and little red is the room.
+    A hand is darker than the wall, or redder. So of what was seen at a place, the third that has
+    the largest 2 * blue - red is the room, each measured by what is bright there.
     """
     frames = np.asarray(frames)
-    order = (2 * frames[..., 0].astype(np.int16) - frames[..., 2]).argsort(axis=0)
+    blue, _, red = np.moveaxis(frames / (np.percentile(frames, 80, axis=0) + 1), -1, 0)
+    order = (2 * blue - red).argsort(axis=0)
     third = np.take_along_axis(frames, order[-len(frames) // 3 :, ..., None], axis=0)
     return np.median(third, axis=0).astype(np.uint8)
 
@@ -170,7 +171,7 @@ def cut_hand(image, room):
     near = difference(some, of_these, gains(some, of_these)) < 40  # once more, without the hand
     if near.mean() < 0.3:
         return None
-    off = difference(now, known, gains(some[near], of_these[near]), color=1.25)
+    off = difference(now, known, gains(some[near], of_these[near]))
     differs = cv2.morphologyEx((off > 24).view(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3)))
     count, labels, facts, _ = cv2.connectedComponentsWithStats(differs)
     if count < 2:
@@ -196,19 +197,19 @@ def gains(now, known):
     return np.median(((now + 1.0) / (known + 1.0)).reshape(-1, 3), axis=0)
 
 
-def difference(now, known, gains, color=0):
-    """How far an image is from the room in this light, uint8: the channel that differs most, or
-    `color` times red less blue, in which skin differs even from a wall as light as it is."""
+def difference(now, known, gains):
+    """How far an image is from the room in this light, uint8: in the channel that differs most, or
+    in red less blue, where skin differs even from a wall that is as light."""
     table = (np.arange(256)[:, None] * gains).clip(0, 255).astype(np.uint8)
     room = cv2.LUT(known, table[None])
     off = cv2.absdiff(now, room)
     off = cv2.max(cv2.max(off[..., 0], off[..., 1]), off[..., 2])
     skin = cv2.absdiff(red_less_blue(now), red_less_blue(room))
-    return cv2.max(off, cv2.convertScaleAbs(skin, alpha=color)) if color else off
+    return cv2.max(off, cv2.convertScaleAbs(skin, alpha=1.25))  # a wall hardly changes in it
 
 
 def red_less_blue(image):
-    """int16, as large as the image."""
+    """How much more red than blue a place has, int16 (height, width), below 0 if it is less."""
     return cv2.subtract(image[..., 2], image[..., 0], dtype=cv2.CV_16S)
 
 
