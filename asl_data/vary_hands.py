@@ -136,8 +136,11 @@ def scenes(images, letters, rows):
 def find_room(images, rows):
     """The empty room behind these frames, uint8 (SIZE, SIZE, 3); None where there is none.
 
-    In photographs of one room the median brightness hardly changes; in those of many it does.
+    In photographs of one room the median brightness hardly changes; in those of many it does, but
+    in a few of them by chance not.
     """
+    if len(rows) < 27:
+        return None
     frames = spread(rows, 81)
     room = empty_room(images[frames])
     light = np.log(
