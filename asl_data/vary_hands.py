@@ -117,20 +117,18 @@ def cut_hands(images, letters, names):
 
 def scenes(images, letters, rows):
     """The rows, int (n,), in groups of letters before the same room: of 24 letters, not all are."""
-    owns = [rows[letters[rows] == letter] for letter in np.unique(letters[rows])]
-    if len(owns) == 1:
-        return owns
+    found, places = np.unique(letters[rows], return_inverse=True)
+    if len(found) == 1:
+        return [rows]
+    owns = [rows[places == place] for place in range(len(found))]
     rooms = [empty_room([images[row][SPARSE] for row in spread(own, 27)]) for own in owns]
     # The room of one letter may show much of its hand: so the quarter that differs least counts.
     off = [[np.percentile(difference(a, b, gains(a, b)), 25) for a in rooms] for b in rooms]
     cluster = AgglomerativeClustering(
         n_clusters=None, metric="precomputed", linkage="complete", distance_threshold=9
     )
-    groups = cluster.fit_predict(np.add(off, np.transpose(off)) / 2)
-    return [
-        np.sort(np.concatenate([own for own, other in zip(owns, groups) if other == group]))
-        for group in np.unique(groups)
-    ]
+    groups = cluster.fit_predict(np.add(off, np.transpose(off)) / 2)[places]
+    return [rows[groups == group] for group in np.unique(groups)]
 
 
 def find_room(images, rows):
