@@ -13,13 +13,14 @@ neighbours is varied as a whole.
 
 import argparse
 import os
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from preprocess import HERE, IMAGE_SIZE, UserError, between, frame, load_dataset, load_split
+from preprocess import HERE, IMAGE_SIZE, UserError, between, load_dataset, load_split
 from preprocess import replacing, run_main
 
 import cv2  # after preprocess, which says what to do where one of these is missing
@@ -53,10 +54,12 @@ class Variation:
         found = self.hands.any(axis=1)
         self.letters = [np.flatnonzero(columns == column) for column in np.unique(columns)]
         self.free = [rows[found[rows]] for rows in self.letters]  # of their room
-        least = min(len(free) / len(rows) for free, rows in zip(self.free, self.letters))
-        self.share = 0.75 if least > 0.1 else 0
+        fewest = min(self.letters, key=lambda rows: found[rows].mean())
+        self.share = 0.75 if found[fewest].mean() > 0.1 else 0
         print(f"{found.sum():,} of {len(images):,} hands can be cut out", end="")
-        print("" if self.share else ", too few of some letter: the photographs keep their rooms")
+        file = names[fewest[0]].rpartition("/")[2]
+        keep = f", too few of the letter of {file}: the photographs keep their rooms"
+        print("" if self.share else keep)
 
     def draw(self, epoch):
         """Choose the rows of an epoch, int (n,), and which hands are cut out: of each letter as
@@ -89,7 +92,165 @@ def sample(rng, rows, count):
 
 
 # -----------------------------------------------------------------------------
-# a hand without its room
+# one photograph, varied
+
+
+def vary(image, hand, studio, rng, strength):
+    """One photograph as another camera, in another room, might have taken it.
+
+    image: uint8 (SIZE, SIZE, 3); hand: uint8 (SIZE, SIZE), 1 where it is cut out, None to vary the
+    whole photograph; strength: from 0, almost the same, to 1. A hand that is cut out always gets
+    another room, at 0 a plain grey one. Returns uint8 (SIZE, SIZE, 3).
+    """
+    inside = image[EDGE:-EDGE, EDGE:-EDGE]
+    # Outside the picture its edge goes on: a reflection would be a second hand.
+    how = {"flags": cv2.INTER_LINEAR, "borderMode": cv2.BORDER_REPLICATE}
+    if hand is None:
+        move = movement((SIZE / 2 - EDGE,) * 2, place_photograph(rng, strength), rng, strength)
+        picture = cv2.warpPerspective(inside, move, (SIZE, SIZE), **how)
+    else:
+        hand = np.ascontiguousarray(hand[EDGE:-EDGE, EDGE:-EDGE])
+        top, bottom, left, right = fist_box(hand)
+        middle, side = ((left + right) / 2, (top + bottom) / 2), max(right - left, bottom - top)
+        move = movement(middle, place_hand(middle, side, rng, strength), rng, strength)
+        both = cv2.cvtColor(inside, cv2.COLOR_BGR2BGRA)
+        cv2.insertChannel(cv2.erode(hand, None) * 255, both, 3)
+        both = cv2.warpPerspective(both, move, (SIZE, SIZE), **how)
+        if rng.random() < 0.7 * strength:
+            bend = studio.bends[rng.integers(len(studio.bends))]
+            both = cv2.remap(both, *bend, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        picture, mask = cv2.cvtColor(both, cv2.COLOR_BGRA2BGR), cv2.extractChannel(both, 3)
+        picture = paste(picture, mask, studio, rng, strength)
+    return photograph(picture, studio, rng, strength)
+
+
+def fist_box(hand):
+    """(top, bottom, left, right) of a hand without its arm, which is what is narrower below."""
+    widths = hand.sum(axis=1, dtype=np.int64)
+    top = int(np.argmax(widths > 0))
+    widest = top + int(np.argmax(widths[top:]))
+    narrow = np.flatnonzero(widths[widest:] < 0.65 * widths[widest])
+    bottom = widest + int(narrow[0]) if len(narrow) else len(hand)
+    columns = np.flatnonzero(hand[top:bottom].any(axis=0))
+    return top, bottom, int(columns[0]), int(columns[-1]) + 1
+
+
+def place_photograph(rng, strength):
+    """(middle, scale) for a photograph that keeps its room."""
+    shift = rng.uniform(-0.18, 0.18, 2) * SIZE * strength
+    return SIZE / 2 + shift, np.exp(rng.uniform(-0.4, 0.6) * strength)
+
+
+def place_hand(middle, side, rng, strength):
+    """(middle, scale) of a hand of another size at another place."""
+    wanted = SIZE * np.exp(rng.uniform(np.log(0.25), np.log(1.1)))
+    scale = (wanted / side) ** strength
+    half = min(0.45 * side * scale, SIZE / 2)
+    place = rng.uniform(half, SIZE - half + 1e-9, 2) + rng.normal(0, 6, 2)
+    return place * strength + (np.array(middle) + EDGE) * (1 - strength), scale
+
+
+def movement(middle, target, rng, strength):
+    """The matrix (3, 3) that moves `middle` to the target, a (middle, scale), and turns and skews
+    about it."""
+    (x, y), scale = target
+    angle, shear = np.radians(rng.uniform(-25, 25)) * strength, rng.uniform(-0.2, 0.2) * strength
+    aspect = np.exp(rng.uniform(-0.2, 0.2) * strength)
+    turn = np.array([(np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))])
+    turn = turn @ np.array([(aspect, shear), (0, 1 / aspect)]) * scale
+    if rng.random() < 0.15 * strength:
+        turn[:, 0] *= -1
+    back = np.array([(1, 0, -middle[0]), (0, 1, -middle[1]), (0, 0, 1)])
+    tilt = rng.uniform(-0.0015, 0.0015, 2) * strength * min(scale, 1)
+    there = np.array([(*turn[0], 0), (*turn[1], 0), (*tilt, 1)])
+    return np.array([(1, 0, x), (0, 1, y), (0, 0, 1)]) @ there @ back
+
+
+def paste(picture, mask, studio, rng, strength):
+    """The hand of a picture, where its mask is 255 of 255, in another light and a made-up room."""
+    light = np.mean(cv2.mean(picture, mask)[:3])
+    wanted = light ** (1 - strength) * rng.uniform(20, 215) ** strength
+    tint = rng.normal(0, 0.1, 3) + SKIN * rng.uniform(0, 1.5) * (wanted / 255)
+    picture = cv2.LUT(picture, light_table(light, wanted, tint * strength))
+    light = np.mean(cv2.mean(picture, mask)[:3])  # as near to the wanted one as it could be
+
+    room = studio.room(rng)
+    behind = np.mean(cv2.mean(room)[:3])
+    wall = rng.uniform(5, 250) * strength + 175 * (1 - strength)
+    while abs(wall - light) < 15:  # on average the hand must stand out, if by its colour alone
+        wall = rng.uniform(5, 250)
+    table = wall + (np.arange(256) - behind) * rng.uniform(0.6, 1.1) * strength
+    room = cv2.LUT(room, table.clip(0, 255).astype(np.uint8))
+    if rng.random() < 0.7:
+        mask = cv2.GaussianBlur(mask, (0, 0), rng.uniform(0.5, 1.5))
+    mask = cv2.merge([mask] * 3)
+    return cv2.add(
+        cv2.multiply(picture, mask, scale=1 / 255),
+        cv2.multiply(room, cv2.bitwise_not(mask), scale=1 / 255),
+    )
+
+
+def light_table(light, wanted, tint):
+    """The table, uint8 (1, 256, 3), that takes what is as bright as `light` to `wanted`."""
+    light, wanted = (min(max(value / 255, 0.02), 0.98) for value in (light, wanted))
+    gamma = min(max(np.log(wanted) / np.log(light), 0.35), 2.8)
+    table = 255 * (np.arange(256)[:, None] / 255) ** gamma * np.exp(tint)
+    return table.clip(0, 255).astype(np.uint8)[None]
+
+
+def photograph(picture, studio, rng, strength):
+    """A picture, uint8 (SIZE, SIZE, 3), through another camera."""
+    # At half the strength each of these is half as likely: it happens where its number is small.
+    chances = rng.random(9) / max(strength, 1e-9)
+    lit, haze, negative, grey, soft, coarse, noisy, patches, bars = chances
+    if lit < 0.5:
+        light = studio.lights[rng.integers(len(studio.lights))]
+        picture = cv2.multiply(picture, light, scale=1 / 128)
+    table = 255 * (np.arange(256)[:, None] / 255) ** np.exp(rng.uniform(-0.4, 0.4) * strength)
+    table = table * np.exp(rng.normal(0, 0.1, 3) * strength)
+    if haze < 0.3:  # or a screen
+        table = rng.uniform(30, 225) + (table - 128) * rng.uniform(0.22, 0.9)
+    if negative < 0.04:
+        table = 255 - table
+    picture = cv2.LUT(picture, table.clip(0, 255).astype(np.uint8)[None])
+    if grey < 0.15:
+        picture = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+    return hide(blur(picture, studio, rng, soft, coarse, noisy), rng, patches, bars)
+
+
+def blur(picture, studio, rng, soft, coarse, noisy):
+    """A picture out of focus, of few pixels, with noise, or none of it."""
+    if soft < 0.3:
+        picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.5, 2))
+    if coarse < 0.3:
+        small = (int(rng.integers(50, 170)),) * 2
+        picture = cv2.resize(cv2.resize(picture, small, interpolation=cv2.INTER_AREA), (SIZE, SIZE))
+    if noisy < 0.5:
+        grain = np.roll(studio.noise[rng.integers(len(studio.noise))], int(rng.integers(SIZE)), 0)
+        picture = cv2.add(picture, grain, dtype=cv2.CV_8U)
+    return picture
+
+
+def hide(picture, rng, patches, bars):
+    """A picture with patches on it, bars at its sides or above, or none of it."""
+    if patches < 0.25:
+        for _ in range(rng.integers(1, 4)):
+            left, top = rng.integers(-20, SIZE, 2).tolist()
+            width, height = rng.integers(8, 60, 2).tolist()
+            corner = (left + width, top + height)
+            cv2.rectangle(picture, (left, top), corner, pick_color(rng).tolist(), -1)
+    if bars < 0.15:
+        thick, shade = int(rng.integers(4, 50)), rng.random()
+        color = pick_color(rng) if shade < 0.3 else np.full(3, 255.0 * (shade > 0.7))
+        if rng.random() < 0.6:
+            picture[:, :thick] = picture[:, -thick:] = color.clip(0, 255)
+        else:
+            picture[:thick] = color.clip(0, 255)
+    return picture
+
+
+# -----------------------------------------------------------------------------
+# a hand without its room; the thresholds were found on the Kaggle frames, by looking at the cuts
 
 
 def cut_hands(images, letters, names):
@@ -98,8 +259,8 @@ def cut_hands(images, letters, names):
     images: uint8 (n, SIZE, SIZE, 3); letters: int (n,); names: their files, whose last number is
     the frame's. Photographs of many rooms, as of a telephone, keep them.
     """
-    numbers = [frame((name.rpartition("/")[2], None))[-2:-1] for name in names]  # [] or [the last]
-    blocks = np.array([(number[0] - 1) // BLOCK if number else 0 for number in numbers])
+    numbers = [re.findall(r"\d{1,18}", name.rpartition("/")[2]) for name in names]
+    blocks = np.array([(int(found[-1]) - 1) // BLOCK if found else 0 for found in numbers])
     masks = np.zeros((len(images), SIZE * SIZE // 8), np.uint8)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for block in np.unique(blocks):
@@ -107,11 +268,11 @@ def cut_hands(images, letters, names):
                 room = find_room(images, rows)
                 if room is None:
                     continue
-                hands = list(pool.map(cut_hand, (images[row] for row in rows), repeat(room)))
+                hands = list(pool.map(packed_hand, (images[row] for row in rows), repeat(room)))
                 found = [(row, hand) for row, hand in zip(rows, hands) if hand is not None]
                 if len(found) > 0.2 * len(rows):  # else the few may be chance
                     for row, hand in found:
-                        masks[row] = np.packbits(hand)
+                        masks[row] = hand
     return masks
 
 
@@ -151,7 +312,7 @@ def empty_room(frames):
     """What these frames, uint8 (n, height, width, 3), show where no hand is: uint8, as one of them.
 
     A hand is darker than the wall, or redder. So of what was seen at a place, the third that has
-    the largest 2 * blue - red is the room, each measured by what is bright there.
+    the largest 2 * blue - red is the room, both divided by their bright value at that place.
     """
     frames = np.asarray(frames)
     blue, _, red = np.moveaxis(frames / (np.percentile(frames, 80, axis=0) + 1), -1, 0)
@@ -165,11 +326,19 @@ def spread(rows, count):
     return rows[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]
 
 
+def packed_hand(image, room):
+    hand = cut_hand(image, room)
+    return None if hand is None else np.packbits(hand)
+
+
 def cut_hand(image, room):
-    """The hand before its empty room, uint8 (SIZE, SIZE), 1 or 0; None where that is not plain."""
+    """The hand before its empty room, uint8 (SIZE, SIZE), 1 or 0; None where it can't be told.
+
+    The hand must be whole, come from below, and stand before a light wall.
+    """
     now, known = image[EDGE:-EDGE, EDGE:-EDGE], room[EDGE:-EDGE, EDGE:-EDGE]
     some, of_these = image[SPARSE], room[SPARSE]
-    near = difference(some, of_these, gains(some, of_these)) < 40  # once more, without the hand
+    near = difference(some, of_these, gains(some, of_these)) < 40  # the wall alone: its gains count
     if near.mean() < 0.3:
         return None
     off = difference(now, known, gains(some[near], of_these[near]))
@@ -198,10 +367,10 @@ def gains(now, known):
     return np.median(((now + 1.0) / (known + 1.0)).reshape(-1, 3), axis=0)
 
 
-def difference(now, known, gains):
+def difference(now, known, lighter):
     """How far an image is from the room in this light, uint8: in the channel that differs most, or
     in red less blue, where skin differs even from a wall that is as light."""
-    table = (np.arange(256)[:, None] * gains).clip(0, 255).astype(np.uint8)
+    table = (np.arange(256)[:, None] * lighter).clip(0, 255).astype(np.uint8)
     room = cv2.LUT(known, table[None])
     off = cv2.absdiff(now, room)
     off = cv2.max(cv2.max(off[..., 0], off[..., 1]), off[..., 2])
@@ -223,7 +392,40 @@ def fill_holes(hand, most):
 
 
 # -----------------------------------------------------------------------------
-# made-up rooms, blue-green-red: float32 (SIZE, SIZE, 3) while they are drawn
+# the studio; its rooms are blue-green-red, and float32 (SIZE, SIZE, 3) while they are drawn
+
+
+class Studio:
+    """What is drawn once and then used for all photographs: rooms, lights, bends and noise."""
+
+    def __init__(self, seed, images):
+        rng = np.random.default_rng((seed, 1))
+        self.rooms = [draw_room(rng, images) for _ in range(ROOMS)]
+        self.lights = [draw_light(rng) for _ in range(40)]
+        self.bends = [draw_bend(rng) for _ in range(60)]
+        self.noise = []
+        for sigma in np.linspace(2, 22, 12):
+            grain = rng.normal(0, sigma, (SIZE, SIZE, 3)).astype(np.float32)
+            if rng.random() < 0.5:
+                grain = 2 * cv2.GaussianBlur(grain, (0, 0), 0.8)
+            self.noise.append(grain.astype(np.int16))
+
+    def room(self, rng):
+        """A made-up room, uint8 (SIZE, SIZE, 3), seldom twice the same: a part of a drawn one. In
+        half of them another one shows where a stencil, one more room, is darker than its mean."""
+        room = self.part_of_a_room(rng)
+        if rng.random() < 0.5:
+            other, stencil = self.part_of_a_room(rng), self.part_of_a_room(rng)
+            stencil = cv2.cvtColor(stencil, cv2.COLOR_BGR2GRAY)
+            cv2.copyTo(other, cv2.compare(stencil, cv2.mean(stencil)[0], cv2.CMP_LT), room)
+        return room
+
+    def part_of_a_room(self, rng):
+        room = self.rooms[rng.integers(ROOMS)]
+        side = int(rng.integers(SIZE // 3, SIZE + 1))
+        left, top = rng.integers(0, SIZE - side + 1, 2)
+        room = cv2.resize(room[top : top + side, left : left + side], (SIZE, SIZE))
+        return cv2.flip(room, 1) if rng.random() < 0.5 else room
 
 
 def draw_room(rng, images):
@@ -349,10 +551,6 @@ def draw_stripes(room, rng):
     room += rng.uniform(10, 60) * np.sign(wave).astype(np.float32)[..., None]
 
 
-# -----------------------------------------------------------------------------
-# one photograph, varied
-
-
 def draw_light(rng):
     """How bright light and shadow make each place, uint8 (SIZE, SIZE, 3), 128 is as it is."""
     grey = smooth(rng, 2, 3).mean(axis=2, keepdims=True)
@@ -368,191 +566,6 @@ def draw_bend(rng):
     x += far * smooth(rng, 3, 6).mean(axis=2)
     y += far * smooth(rng, 3, 6).mean(axis=2)
     return cv2.convertMaps(x, y, cv2.CV_16SC2)
-
-
-class Studio:
-    """What is drawn once and then used for all photographs: rooms, lights, bends and noise."""
-
-    def __init__(self, seed, images):
-        rng = np.random.default_rng((seed, 1))
-        self.rooms = [draw_room(rng, images) for _ in range(ROOMS)]
-        self.lights = [draw_light(rng) for _ in range(40)]
-        self.bends = [draw_bend(rng) for _ in range(60)]
-        self.noise = []
-        for sigma in np.linspace(2, 22, 12):
-            grain = rng.normal(0, sigma, (SIZE, SIZE, 3)).astype(np.float32)
-            if rng.random() < 0.5:
-                grain = 2 * cv2.GaussianBlur(grain, (0, 0), 0.8)
-            self.noise.append(grain.astype(np.int16))
-
-    def room(self, rng):
-        """A made-up room, uint8 (SIZE, SIZE, 3), seldom twice the same: a part of a drawn one. In
-        half of them another one shows where a stencil, one more room, is darker than its mean."""
-        room = self.part_of_a_room(rng)
-        if rng.random() < 0.5:
-            other, stencil = self.part_of_a_room(rng), self.part_of_a_room(rng)
-            stencil = cv2.cvtColor(stencil, cv2.COLOR_BGR2GRAY)
-            cv2.copyTo(other, cv2.compare(stencil, cv2.mean(stencil)[0], cv2.CMP_LT), room)
-        return room
-
-    def part_of_a_room(self, rng):
-        room = self.rooms[rng.integers(ROOMS)]
-        side = int(rng.integers(SIZE // 3, SIZE + 1))
-        left, top = rng.integers(0, SIZE - side + 1, 2)
-        room = cv2.resize(room[top : top + side, left : left + side], (SIZE, SIZE))
-        return cv2.flip(room, 1) if rng.random() < 0.5 else room
-
-
-def vary(image, hand, studio, rng, strength):
-    """One photograph as another camera, in another room, might have taken it.
-
-    image: uint8 (SIZE, SIZE, 3); hand: uint8 (SIZE, SIZE), 1 where it is cut out, None to vary the
-    whole photograph; strength: from 0, almost the same, to 1. Returns uint8 (SIZE, SIZE, 3).
-    """
-    inside = image[EDGE:-EDGE, EDGE:-EDGE]
-    # Outside the picture its edge goes on: a reflection would be a second hand.
-    how = {"flags": cv2.INTER_LINEAR, "borderMode": cv2.BORDER_REPLICATE}
-    if hand is None:
-        move = movement((SIZE / 2 - EDGE,) * 2, place_photograph(rng, strength), rng, strength)
-        picture = cv2.warpPerspective(inside, move, (SIZE, SIZE), **how)
-    else:
-        hand = np.ascontiguousarray(hand[EDGE:-EDGE, EDGE:-EDGE])
-        top, bottom, left, right = fist_box(hand)
-        middle, side = ((left + right) / 2, (top + bottom) / 2), max(right - left, bottom - top)
-        move = movement(middle, place_hand(middle, side, rng, strength), rng, strength)
-        both = cv2.cvtColor(inside, cv2.COLOR_BGR2BGRA)
-        cv2.insertChannel(cv2.erode(hand, None) * 255, both, 3)
-        both = cv2.warpPerspective(both, move, (SIZE, SIZE), **how)
-        if rng.random() < 0.7 * strength:
-            bend = studio.bends[rng.integers(len(studio.bends))]
-            both = cv2.remap(both, *bend, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        picture, mask = cv2.cvtColor(both, cv2.COLOR_BGRA2BGR), cv2.extractChannel(both, 3)
-        picture = paste(picture, mask, studio, rng, strength)
-    return photograph(picture, studio, rng, strength)
-
-
-def fist_box(hand):
-    """(top, bottom, left, right) of a hand without its arm, which is what is narrower below."""
-    widths = hand.sum(axis=1, dtype=np.int64)
-    top = int(np.argmax(widths > 0))
-    widest = top + int(np.argmax(widths[top:]))
-    narrow = np.flatnonzero(widths[widest:] < 0.65 * widths[widest])
-    bottom = widest + int(narrow[0]) if len(narrow) else len(hand)
-    columns = np.flatnonzero(hand[top:bottom].any(axis=0))
-    return top, bottom, int(columns[0]), int(columns[-1]) + 1
-
-
-def place_photograph(rng, strength):
-    """(middle, scale) for a photograph that keeps its room."""
-    shift = rng.uniform(-0.18, 0.18, 2) * SIZE * strength
-    return SIZE / 2 + shift, np.exp(rng.uniform(-0.4, 0.6) * strength)
-
-
-def place_hand(middle, side, rng, strength):
-    """(middle, scale) of a hand of another size at another place."""
-    wanted = SIZE * np.exp(rng.uniform(np.log(0.25), np.log(1.1)))
-    scale = (wanted / side) ** strength
-    half = min(0.45 * side * scale, SIZE / 2)
-    place = rng.uniform(half, SIZE - half + 1e-9, 2) + rng.normal(0, 6, 2)
-    return place * strength + (np.array(middle) + EDGE) * (1 - strength), scale
-
-
-def movement(middle, target, rng, strength):
-    """The matrix (3, 3) that moves `middle` to the target, a (middle, scale), and turns and skews
-    about it."""
-    (x, y), scale = target
-    angle, shear = np.radians(rng.uniform(-25, 25)) * strength, rng.uniform(-0.2, 0.2) * strength
-    aspect = np.exp(rng.uniform(-0.2, 0.2) * strength)
-    turn = np.array([(np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))])
-    turn = turn @ np.array([(aspect, shear), (0, 1 / aspect)]) * scale
-    if rng.random() < 0.15 * strength:
-        turn[:, 0] *= -1
-    back = np.array([(1, 0, -middle[0]), (0, 1, -middle[1]), (0, 0, 1)])
-    tilt = rng.uniform(-0.0015, 0.0015, 2) * strength * min(scale, 1)
-    there = np.array([(*turn[0], 0), (*turn[1], 0), (*tilt, 1)])
-    return np.array([(1, 0, x), (0, 1, y), (0, 0, 1)]) @ there @ back
-
-
-def paste(picture, mask, studio, rng, strength):
-    """The hand of a picture, where its mask is 255 of 255, in another light and a made-up room."""
-    light = np.mean(cv2.mean(picture, mask)[:3])
-    wanted = light ** (1 - strength) * rng.uniform(20, 215) ** strength
-    tint = rng.normal(0, 0.1, 3) + SKIN * rng.uniform(0, 1.5) * (wanted / 255)
-    picture = cv2.LUT(picture, light_table(light, wanted, tint * strength))
-    light = np.mean(cv2.mean(picture, mask)[:3])  # as near to the wanted one as it could be
-
-    room = studio.room(rng)
-    behind = np.mean(cv2.mean(room)[:3])
-    wall = rng.uniform(5, 250) * strength + 175 * (1 - strength)
-    while abs(wall - light) < 15:  # on average the hand must stand out, if by its colour alone
-        wall = rng.uniform(5, 250)
-    table = wall + (np.arange(256) - behind) * rng.uniform(0.6, 1.1) * strength
-    room = cv2.LUT(room, table.clip(0, 255).astype(np.uint8))
-    if rng.random() < 0.7:
-        mask = cv2.GaussianBlur(mask, (0, 0), rng.uniform(0.5, 1.5))
-    mask = cv2.merge([mask] * 3)
-    return cv2.add(
-        cv2.multiply(picture, mask, scale=1 / 255),
-        cv2.multiply(room, cv2.bitwise_not(mask), scale=1 / 255),
-    )
-
-
-def light_table(light, wanted, tint):
-    """The table, uint8 (1, 256, 3), that takes what is as bright as `light` to `wanted`."""
-    light, wanted = (min(max(value / 255, 0.02), 0.98) for value in (light, wanted))
-    gamma = min(max(np.log(wanted) / np.log(light), 0.35), 2.8)
-    table = 255 * (np.arange(256)[:, None] / 255) ** gamma * np.exp(tint)
-    return table.clip(0, 255).astype(np.uint8)[None]
-
-
-def photograph(picture, studio, rng, strength):
-    """A picture, uint8 (SIZE, SIZE, 3), through another camera."""
-    # Divided by it, at half the strength half as likely; one draw, so that what follows stays.
-    lit, haze, negative, grey, *others = rng.random(9) / max(strength, 1e-9)
-    if lit < 0.5:
-        light = studio.lights[rng.integers(len(studio.lights))]
-        picture = cv2.multiply(picture, light, scale=1 / 128)
-    table = 255 * (np.arange(256)[:, None] / 255) ** np.exp(rng.uniform(-0.4, 0.4) * strength)
-    table = table * np.exp(rng.normal(0, 0.1, 3) * strength)
-    if haze < 0.3:  # or a screen
-        table = rng.uniform(30, 225) + (table - 128) * rng.uniform(0.22, 0.9)
-    if negative < 0.04:
-        table = 255 - table
-    picture = cv2.LUT(picture, table.clip(0, 255).astype(np.uint8)[None])
-    if grey < 0.15:
-        picture = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
-    return hide(blur(picture, studio, rng, *others[:3]), rng, *others[3:])
-
-
-def blur(picture, studio, rng, soft, coarse, noisy):
-    """A picture out of focus, of few pixels, with noise, or none of it."""
-    if soft < 0.3:
-        picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.5, 2))
-    if coarse < 0.3:
-        small = (int(rng.integers(50, 170)),) * 2
-        picture = cv2.resize(cv2.resize(picture, small, interpolation=cv2.INTER_AREA), (SIZE, SIZE))
-    if noisy < 0.5:
-        grain = np.roll(studio.noise[rng.integers(len(studio.noise))], int(rng.integers(SIZE)), 0)
-        picture = cv2.add(picture, grain, dtype=cv2.CV_8U)
-    return picture
-
-
-def hide(picture, rng, patches, bars):
-    """A picture with patches on it, bars at its sides or above, or none of it."""
-    if patches < 0.25:
-        for _ in range(rng.integers(1, 4)):
-            left, top = rng.integers(-20, SIZE, 2).tolist()
-            width, height = rng.integers(8, 60, 2).tolist()
-            corner = (left + width, top + height)
-            cv2.rectangle(picture, (left, top), corner, pick_color(rng).tolist(), -1)
-    if bars < 0.15:
-        thick, shade = int(rng.integers(4, 50)), rng.random()
-        color = pick_color(rng) if shade < 0.3 else np.full(3, 255.0 * (shade > 0.7))
-        if rng.random() < 0.6:
-            picture[:, :thick] = picture[:, -thick:] = color.clip(0, 255)
-        else:
-            picture[:thick] = color.clip(0, 255)
-    return picture
 
 
 # -----------------------------------------------------------------------------

@@ -140,14 +140,15 @@ def test_letters_of_unequal_numbers(still):
     assert np.bincount(labels[some].argmax(axis=1)[few.draw(0)]).tolist() == [15, 15, 14]
 
 
-def test_a_letter_of_which_no_hand_can_be_cut_out(still):
+def test_a_letter_of_which_no_hand_can_be_cut_out(still, capsys):
     """Then none is, or a made-up room would say that it is another letter."""
     images, labels, names, _ = still
     images = images.copy()
-    images[:45] = np.random.default_rng(0).integers(0, 256, images[:45].shape, dtype=np.uint8)
+    images[45:90] = np.random.default_rng(0).integers(0, 256, images[:45].shape, dtype=np.uint8)
     variation = vary_hands.Variation(images, labels, names, seed=0)
     variation.draw(0)
-    assert variation.hands[45:].any() and not variation.cut.any()
+    assert variation.hands[:45].any() and variation.hands[90:].any() and not variation.cut.any()
+    assert "too few of the letter of B1.jpg: the photographs keep" in capsys.readouterr().out
 
 
 def test_each_block_of_numbers_has_its_own_room(still):
@@ -266,7 +267,7 @@ def test_weak_bars_are_as_often_white_as_black(variation):
 def test_the_sheet(dataset, tmp_path):
     options = ("--numpy-folder", dataset, "--output", tmp_path / "sheet.jpg")
     done = script("asl_data/vary_hands.py", *options, check=True)
-    assert "0 of 24 hands can be cut out, too few of some letter" in done.stdout
+    assert "0 of 24 hands can be cut out, too few of the letter of A_" in done.stdout
     _, said = done.stdout.split(f"wrote {tmp_path / 'sheet.jpg'}; its letters, row by row:\n")
     letters = [line.split() for line in said.splitlines()]
     assert len(letters) == 6 and {len(row) for row in letters} == {8}
