@@ -170,8 +170,9 @@ def test_the_first_of_two_processes_killed(start_two, tmp_path):
     first, second = start_two(tmp_path)
     wait_until((tmp_path / "Checkpoint" / "run.json").exists, first, 300)
     first.terminate()  # as SLURM and Kubernetes do
-    (line,) = lines(second)
-    assert line.startswith("training.py: a process of this run has ended or failed; the same")
+    said = lines(second)
+    assert len(said) == 1, "\n".join(said)
+    assert said[0].startswith("training.py: a process of this run has ended or failed; the same")
 
 
 def test_two_processes_that_differ(drawings, start_two, tmp_path):
