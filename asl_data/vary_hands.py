@@ -13,14 +13,13 @@ neighbours is varied as a whole.
 
 import argparse
 import os
-import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from preprocess import HERE, IMAGE_SIZE, UserError, between, load_dataset, load_split
+from preprocess import HERE, IMAGE_SIZE, UserError, between, frame, load_dataset, load_split
 from preprocess import replacing, run_main
 
 import cv2  # after preprocess, which says what to do where one of these is missing
@@ -259,8 +258,8 @@ def cut_hands(images, letters, names):
     images: uint8 (n, SIZE, SIZE, 3); letters: int (n,); names: their files, whose last number is
     the frame's. Photographs of many rooms, as of a telephone, keep them.
     """
-    numbers = [re.findall(r"\d{1,18}", name.rpartition("/")[2]) for name in names]
-    blocks = np.array([(int(found[-1]) - 1) // BLOCK if found else 0 for found in numbers])
+    places = [frame((name.rpartition("/")[2], None)) for name in names]  # [..., number, ".jpg"]
+    blocks = np.array([(place[-2] - 1) // BLOCK if place[1:] else 0 for place in places])
     masks = np.zeros((len(images), SIZE * SIZE // 8), np.uint8)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for block in np.unique(blocks):
