@@ -526,8 +526,9 @@ def one_line_of_the_runtime():
     """Where another process is gone, JAX ends this one with thirty lines of C++: make it one."""
     if not shutil.which("sed"):
         return
-    script = "/^[EF][0-9]{4} .*(coordination|distributed)[ _]?service/I"
-    script += f"{{s/.*/{Path(sys.argv[0]).name}: {ENDED}/;q}}"
+    name = Path(sys.argv[0]).name
+    script = "/^[EF][0-9]{4} .*(coordination|distributed)[ _]?service/I "
+    script += f"s/.*/{name}: {ENDED}/; /^{name}: /q"  # our own line, too, is the last
     editor = subprocess.Popen(
         ["sed", "-uE", script],
         stdin=subprocess.PIPE,

@@ -175,6 +175,27 @@ def test_the_first_of_two_processes_killed(start_two, tmp_path):
     assert said[0].startswith("training.py: a process of this run has ended or failed; the same")
 
 
+def test_what_the_runtime_says_is_one_line():
+    """Whichever comes first, the runtime's own line or that of training.py."""
+    ours = f"training.py: {training.ENDED}"
+    runtime = "E1127 10:11:12 81 client.cc:9] Polled an error from the coordination service: gone"
+    for said, shown in (
+        (["a warning", runtime, "RPC: /Poll", ours], ["a warning", ours]),
+        (
+            ["a warning", f"{ours} (UNKNOWN: gone)", runtime],
+            ["a warning", f"{ours} (UNKNOWN: gone)"],
+        ),
+    ):
+        code = "import os, sys, training; sys.argv[0] = 'x/training.py'; "
+        code += "training.one_line_of_the_runtime(); os.write(2, sys.argv[1].encode())"
+        python = [sys.executable, "-c", code, "\n".join([*said, ""])]
+        variables = {"KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            python, env=environment() | variables, stderr=subprocess.PIPE, encoding="utf-8"
+        )
+        assert done.stderr.splitlines()[-len(shown) :] == shown
+
+
 def test_two_processes_that_differ(drawings, start_two, tmp_path):
     make(tmp_path / "other", "--data", drawings, "--seed", "1")
     other = ("--epochs", "3", "--momentum", "0.5")
