@@ -52,7 +52,7 @@ def main(argv=None):
 
     model = load_model(options.weights_full, network, weights)
     model.summary()
-    print_weights(weights, epoch)
+    print_weights(weights, epoch, trained["settings"].get("start_from"))
 
     probabilities = model.predict(Batches(images, labels, 32), verbose=0)
     predicted, expected = probabilities.argmax(axis=1), labels.argmax(axis=1)
@@ -86,9 +86,11 @@ def parse_options(argv):
     return options
 
 
-def print_weights(path, epoch):
+def print_weights(path, epoch, start=None):
     if epoch:
         print(f"weights {path}: epoch {epoch['epoch']}, val_loss {epoch['val_loss']:.4g}")
+        if start:
+            print(f"they began with {start}, which may have seen some of the test images")
     else:
         print(f"weights {path}: nothing beside them says what they were trained on")
 

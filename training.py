@@ -408,7 +408,7 @@ def seconds_per_batch(batches, go_through):
     seconds = timed(1 + some) - one  # without what the start and the end take
     more = len(batches) - 1
     batches.order = order
-    return seconds / more if more else one
+    return seconds / more if seconds > 0 and more else one  # on a busy machine it may be less
 
 
 def in_words(seconds):
@@ -658,7 +658,8 @@ class Run(keras.callbacks.Callback):
             return known
         if not path.is_file() or not re.search(r"(?<!\.weights)\.(h5|hdf5)$", path.name):
             raise UserError(f"{path} is missing, or no .hdf5 or .h5 file of training.py")
-        return f"{path} (CRC-32 {crc32(path)})"
+        checksum = f"(CRC-32 {crc32(path)})"
+        return known if known.endswith(checksum) else f"{path} {checksum}"
 
     def refuse_other_settings(self, path):
         old = read_json(path, "settings", "training.py --fresh")["settings"]
@@ -911,11 +912,14 @@ def start_from(options, model, run):
             f"{options.start_from} is not what this run began with: start over with --fresh"
         )
     earlier, _ = origin(path)
-    known = earlier or {"classes": run.classes, "columns": run.columns}
+    if not earlier:
+        raise UserError(
+            f"nothing beside {path} says which letters it reads: name it where training.py wrote it"
+        )
     with reading(path, "training.py"):
-        network = build_model(len(known["columns"]), 0)
+        network = build_model(len(earlier["columns"]), 0)
         network.load_weights(path)
-    same = set(run.classes) <= set(known["classes"]) and run.columns == known["columns"]
+    same = set(run.classes) <= set(earlier["classes"]) and run.columns == earlier["columns"]
     output = [layer for layer in model.layers if isinstance(layer, Dense)][-1]
     for layer, old in zip(model.layers, network.layers):
         if same or layer is not output:

@@ -478,6 +478,15 @@ def everything(folder):
     return {path: path.is_file() and path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
+def test_dry_run_on_a_busy_machine(dataset, monkeypatch):
+    """One batch took longer than the next two: no time may be less than none."""
+    clock = iter([0, 3, 3, 6, 6, 7])
+    monkeypatch.setattr(training.time, "perf_counter", lambda: next(clock))
+    arrays = preprocess.load_split(dataset, "train", preprocess.load_dataset(dataset))
+    seconds = training.seconds_per_batch(training.Batches(*arrays, 8), lambda batches: None)
+    assert seconds == 3
+
+
 def test_dry_run_says_what_the_run_would_say(dataset, copy):
     with pytest.raises(preprocess.UserError, match="with learning rate 0.01, not 0.5"):
         in_process(dataset, copy, "--learning-rate", "0.5", "--dry-run")

@@ -362,12 +362,11 @@ def test_rate_and_strength(dataset):
 # ---- training.py --start-from ----
 
 
-def test_starts_from_the_weights_of_a_run(small_dataset, trained, tmp_path, capsys):
+def test_starts_from_the_weights_of_a_run(small_dataset, trained, tmp_path, capsys, monkeypatch):
     """A rate of 0 keeps them: but the averages of BatchNorm, which see the images."""
     start = trained / "Weights_Full" / "model_weights.h5"
-    in_process(
-        small_dataset, tmp_path, "--learning-rate", "0", "--epochs", "1", "--start-from", start
-    )
+    options = ("--learning-rate", "0", "--epochs", "1", "--start-from")
+    in_process(small_dataset, tmp_path, *options, start)
     assert f"starts from {start}\n" in capsys.readouterr().out
     run = json.loads((tmp_path / "Checkpoint" / "run.json").read_text())
     assert run["settings"]["start_from"] == f"{start} (CRC-32 {preprocess.crc32(start)})"
@@ -377,6 +376,12 @@ def test_starts_from_the_weights_of_a_run(small_dataset, trained, tmp_path, caps
     )
     for old, new in zip(before, after, strict=True):
         assert np.array_equal(old, new), new.path
+
+    monkeypatch.chdir(start.parent)  # the same file, called otherwise
+    assert len(open_run(small_dataset, tmp_path, *options, start.name).epochs) == 1
+    options = ("--numpy-folder", small_dataset, *folder_options(tmp_path))
+    output = script("test.py", *options, check=True).stdout
+    assert f"\nthey began with {start} (CRC-32 " in output
 
 
 def test_other_letters_get_an_output_anew(trained, drawings, tmp_path, capsys):
@@ -442,11 +447,15 @@ def interrupt(*arguments, **options):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("damage", ["missing", "foreign", "changed", "a pipe", "of another kind"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "foreign", "changed", "a pipe", "of another kind", "renamed"]
+)
 def test_a_start_that_cannot_be_used(dataset, copy, tmp_path, damage):
     start = copy / "Weights_Full" / "model_weights.h5"
     if damage == "missing":
         start.unlink()
+    elif damage == "renamed":
+        start = start.rename(start.with_name("abc.h5"))
     elif damage == "of another kind":
         start = start.rename(start.with_suffix(".weights.h5"))
     elif damage == "a pipe":
