@@ -502,7 +502,7 @@ def fit(image):
 
 
 def write_samples(path, splits, classes):
-    """Write some images of each class and split, as the network gets them, one class a row."""
+    """Write some images of each class and split, from the first to the last, one class a row."""
     side, head, left = IMAGE_SIZE // 2, 40, 120
     sheet = np.full((head + side * len(classes), left + side * 8 + 40, 3), 255, np.uint8)
     font = cv2.FontFace("sans")
@@ -513,7 +513,8 @@ def write_samples(path, splits, classes):
         labels = np.array([label for _, label in splits[split]])
         cv2.putText(sheet, split, (left, 28), (0, 0, 0), font, 22, 600)
         for row, label in enumerate(classes):
-            for place, index in enumerate(np.flatnonzero(labels == label)[:count]):
+            rows = np.flatnonzero(labels == label)
+            for place, index in enumerate(rows[:: max(1, len(rows) // count)][:count]):
                 top, x = head + side * row, left + side * place
                 small = cv2.resize(images[index], (side - 4,) * 2, interpolation=cv2.INTER_AREA)
                 sheet[top : top + side - 4, x : x + side - 4] = small

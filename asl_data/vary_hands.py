@@ -572,8 +572,8 @@ def draw_bend(rng):
 
 
 def draw_sheet(folder, seed, strength):
-    """48 varied training images of a Numpy_folder, uint8 (6 * SIZE, 8 * SIZE, 3), and their 48
-    letters."""
+    """48 varied training images of a Numpy_folder, uint8 (6 * SIZE, 8 * SIZE, 3), each with its
+    letter in the corner, and these 48 letters."""
     dataset = load_dataset(folder)
     images, labels = load_split(folder, "train", dataset)
     variation = Variation(images, labels, dataset["rows"]["train"], seed)
@@ -582,6 +582,10 @@ def draw_sheet(folder, seed, strength):
         rows = variation.draw(epoch)[: 48 - len(sheet)]
         sheet += [variation.image(place, strength) for place in range(len(rows))]
         letters += [dataset["columns"][column] for column in labels[rows].argmax(axis=1)]
+    font = cv2.FontFace("sans")
+    for picture, letter in zip(sheet, letters):
+        cv2.rectangle(picture, (0, 0), (14 + 13 * len(letter[:8]), 30), (0, 0, 0), -1)
+        cv2.putText(picture, letter[:8], (7, 24), (255, 255, 255), font, 22, 600)
     sheet = np.stack(sheet).reshape(6, 8, SIZE, SIZE, 3).swapaxes(1, 2)
     return sheet.reshape(6 * SIZE, 8 * SIZE, 3), letters
 
