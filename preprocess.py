@@ -514,7 +514,8 @@ def write_samples(path, splits, classes):
         cv2.putText(sheet, split, (left, 28), (0, 0, 0), font, 22, 600)
         for row, label in enumerate(classes):
             rows = np.flatnonzero(labels == label)
-            for place, index in enumerate(rows[:: max(1, len(rows) // count)][:count]):
+            spread = np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))
+            for place, index in enumerate(rows[spread]):
                 top, x = head + side * row, left + side * place
                 small = cv2.resize(images[index], (side - 4,) * 2, interpolation=cv2.INTER_AREA)
                 sheet[top : top + side - 4, x : x + side - 4] = small

@@ -90,7 +90,7 @@ def print_weights(path, epoch, start=None):
     if epoch:
         print(f"weights {path}: epoch {epoch['epoch']}, val_loss {epoch['val_loss']:.4g}")
         if start:
-            print(f"they began with {start}, which may have seen some of the test images")
+            print(f"they began with {start}; on another split, that may have seen test images")
     else:
         print(f"weights {path}: nothing beside them says what they were trained on")
 

@@ -584,7 +584,7 @@ def draw_sheet(folder, seed, strength):
         letters += [dataset["columns"][column] for column in labels[rows].argmax(axis=1)]
     font = cv2.FontFace("sans")
     for picture, letter in zip(sheet, letters):
-        cv2.rectangle(picture, (0, 0), (14 + 13 * len(letter[:8]), 30), (0, 0, 0), -1)
+        cv2.rectangle(picture, (0, 0), (14 + 16 * len(letter[:8]), 30), (0, 0, 0), -1)
         cv2.putText(picture, letter[:8], (7, 24), (255, 255, 255), font, 22, 600)
     sheet = np.stack(sheet).reshape(6, 8, SIZE, SIZE, 3).swapaxes(1, 2)
     return sheet.reshape(6 * SIZE, 8 * SIZE, 3), letters
