@@ -514,13 +514,17 @@ def write_samples(path, splits, classes):
         cv2.putText(sheet, split, (left, 28), (0, 0, 0), font, 22, 600)
         for row, label in enumerate(classes):
             rows = np.flatnonzero(labels == label)
-            spread = np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))
-            for place, index in enumerate(rows[spread]):
+            for place, index in enumerate(spread(rows, count)):
                 top, x = head + side * row, left + side * place
                 small = cv2.resize(images[index], (side - 4,) * 2, interpolation=cv2.INTER_AREA)
                 sheet[top : top + side - 4, x : x + side - 4] = small
         left += side * count + 20
     path.write_bytes(cv2.imencode(".jpg", sheet)[1])
+
+
+def spread(rows, count):
+    """`count` of the rows, an array, from the first to the last, or all if there are fewer."""
+    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
 
 
 # ---- the data set, as the later steps read it ----

@@ -528,7 +528,7 @@ def one_line_of_the_runtime():
         return
     name = Path(sys.argv[0]).name
     script = "/^[EF][0-9]{4} .*(coordination|distributed)[ _]?service/I "
-    script += f"s/.*/{name}: {ENDED}/; /^{name}: /q"  # so is a line of ours the last
+    script += f"s/.*/{name}: {ENDED}/; /^{name}: /q"  # the last one, as one of ours is
     editor = subprocess.Popen(
         ["sed", "-uE", script],
         stdin=subprocess.PIPE,

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from preprocess import HERE, IMAGE_SIZE, UserError, between, frame, load_dataset, load_split
-from preprocess import replacing, run_main
+from preprocess import replacing, run_main, spread
 
 import cv2  # after preprocess, which says what to do where one of these is missing
 import numpy as np
@@ -318,11 +318,6 @@ def empty_room(frames):
     order = (2 * blue - red).argsort(axis=0)
     third = np.take_along_axis(frames, order[-len(frames) // 3 :, ..., None], axis=0)
     return np.median(third, axis=0).astype(np.uint8)
-
-
-def spread(rows, count):
-    """`count` of the rows, from the first to the last, or all if there are fewer."""
-    return rows[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]
 
 
 def packed_hand(image, room):
