@@ -30,11 +30,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from importlib.util import find_spec
-from itertools import repeat
 from pathlib import Path
+from threading import Lock
 
 sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
 from preprocess import HERE, IMAGE_SIZE, UserError, between, check_room, checksums, crc32
@@ -266,8 +265,8 @@ class Batches(keras.utils.PyDataset):
 class Varied(Batches):
     """Batches of varied photographs, in which each letter comes as often as the others.
 
-    All cores make them; an image is a function of (seed, epoch, its place in the epoch), whichever
-    makes it.
+    Processes make them, one for each core, some batches ahead; an image is a function of (seed,
+    epoch, its place in the epoch), whichever makes it.
     """
 
     def __init__(self, batches, names, options):
@@ -279,19 +278,23 @@ class Varied(Batches):
         super().__init__(batches.images, batches.labels, batches.batch_size)
         self.variation = vary_hands.Variation(self.images, self.labels, names, options.seed)
         self.growing = 0.4 * options.epochs
-        self.pool = ThreadPoolExecutor(min(os.cpu_count() or 1, 16))
+        self.makers, self.lock = vary_hands.Makers(self.variation), Lock()
         self.draw(options.seed, options.epochs - 1)  # for --dry-run: at full strength
 
     def draw(self, seed, epoch):
         """The order of an epoch and what is varied in it; the seed is the variation's own."""
         # All at full strength from the first step, the network learns nothing.
         self.strength = min(1, 0.1 + 0.9 * epoch / self.growing)
-        self.order = self.variation.draw(epoch)
+        self.order, self.coming = self.variation.draw(epoch), {}
 
     def __getitem__(self, index):
-        places = self.places(index)
-        images = self.pool.map(self.variation.image, places, repeat(self.strength))
-        return np.stack(list(images)), np.asarray(self.labels[self.order[places]])
+        with self.lock:  # two threads of Keras may ask
+            ahead = index + 1 + math.ceil(self.makers.at_once / self.batch_size)
+            for near in range(index, min(ahead, len(self))):
+                if near not in self.coming:
+                    self.coming[near] = self.makers.begin(self.places(near), self.strength)
+            images = self.coming.pop(index)
+        return images(), np.asarray(self.labels[self.order[self.places(index)]])
 
 
 class Filled(Batches):

@@ -13,7 +13,10 @@ neighbours is varied as a whole.
 
 import argparse
 import os
+import pickle
+import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from pathlib import Path
@@ -24,7 +27,6 @@ from preprocess import replacing, run_main, spread
 
 import cv2  # after preprocess, which says what to do where one of these is missing
 import numpy as np
-from sklearn.cluster import AgglomerativeClustering
 
 SIZE = IMAGE_SIZE
 EDGE = 5  # pixels cut off at each side: the Kaggle frames have a blue border that nothing else has
@@ -82,6 +84,14 @@ class Variation:
             hand = np.unpackbits(self.hands[row]).reshape(SIZE, SIZE)
         rng = np.random.default_rng((self.seed, self.epoch, place))
         return vary(self.images[row], hand, self.studio, rng, strength)
+
+    def __getstate__(self):
+        """What another process needs, which maps the same file of images."""
+        return vars(self) | {"images": self.images.filename}
+
+    def __setstate__(self, state):
+        vars(self).update(state, images=np.load(state["images"], mmap_mode="r"))
+        cv2.setNumThreads(1)
 
 
 def sample(rng, rows, count):
@@ -277,6 +287,8 @@ def cut_hands(images, letters, names):
 
 def scenes(images, letters, rows):
     """The rows, int (n,), in groups of letters before the same room: of 24 letters, not all are."""
+    from sklearn.cluster import AgglomerativeClustering  # takes a second, in each of the processes
+
     found, places = np.unique(letters[rows], return_inverse=True)
     if len(found) == 1:
         return [rows]
@@ -560,6 +572,82 @@ def draw_bend(rng):
     x += far * smooth(rng, 3, 6).mean(axis=2)
     y += far * smooth(rng, 3, 6).mean(axis=2)
     return cv2.convertMaps(x, y, cv2.CV_16SC2)
+
+
+# -----------------------------------------------------------------------------
+# many at once
+
+
+class Makers:
+    """Processes, one for each core, that make varied images: threads of one process would wait for
+    each other in Python. Each begins when it is first needed, and ends when this process does."""
+
+    PART = 4  # images that one makes at a time: they fit into its pipe
+
+    def __init__(self, variation):
+        cores = min(os.cpu_count() or 1, 32)
+        self.variation, self.own = variation, threading.local()
+        self.threads, self.at_once = ThreadPoolExecutor(cores), 2 * self.PART * cores
+
+    def begin(self, places, strength):
+        """Begin to make the images of these places of the epoch; returns the function that waits
+        for them, uint8 (n, SIZE, SIZE, 3)."""
+        images, made = np.empty((len(places), SIZE, SIZE, 3), np.uint8), []
+        for start in range(0, len(places), self.PART):
+            part = slice(start, start + self.PART)
+            wanted = (self.variation.epoch, places[part], strength)
+            made.append(self.threads.submit(self.make, wanted, images[part]))
+
+        def wait():
+            for part in made:
+                part.result()
+            return images
+
+        return wait
+
+    def make(self, wanted, images):
+        """Let the process of this thread make what is wanted, into `images`."""
+        try:
+            if not hasattr(self.own, "process"):
+                self.own.process = start_process(self.variation)
+            process = self.own.process
+            pickle.dump(wanted, process.stdin)
+            process.stdin.flush()
+            made = process.stdout.readinto(memoryview(images).cast("B"))
+        except BrokenPipeError:
+            made = 0
+        if made < images.nbytes:
+            raise UserError("a process that varies photographs has ended: run it again")
+
+
+def start_process(variation):
+    """A process that makes images of a variation; see `serve`."""
+    python = f"import sys; sys.path = {sys.path}; from {__name__} import serve; serve()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", python],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        pipesize=1 << 20,  # bytes; the usual 65,536 would cut an image into three
+        start_new_session=True,  # Ctrl-C is not for it
+    )
+    pickle.dump(variation, process.stdin)
+    return process
+
+
+def serve():
+    """Make what `Makers` in another process want, until that ends."""
+    wants, makes = sys.stdin.buffer, sys.stdout.buffer
+    try:
+        variation = pickle.load(wants)
+        while True:
+            epoch, places, strength = pickle.load(wants)
+            if epoch != variation.epoch:
+                variation.draw(epoch)
+            for place in places:
+                makes.write(variation.image(place, strength))
+            makes.flush()
+    except (EOFError, BrokenPipeError, pickle.UnpicklingError):
+        os._exit(0)  # the other has ended; what is not written yet is for nobody
 
 
 # -----------------------------------------------------------------------------

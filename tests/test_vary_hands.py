@@ -2,8 +2,13 @@
 
 import json
 import os
+import pickle
 import re
 import shutil
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
 
 import cv2
 import h5py
@@ -12,6 +17,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, SHARED, assert_same_run, copy_images, files, folder_options, history
 from conftest import in_process, load, load_script, make, open_run, replace, script, train
+from conftest import wait_until
 
 import preprocess
 import training
@@ -348,6 +354,9 @@ def test_rate_and_strength(dataset):
         strengths.append(varied.strength)
     assert np.allclose(strengths, [0.1, 0.1 + 0.9 * 2 / 4.4, 1, 1])
     before = [varied[index] for index in range(len(varied))]
+    for index, (images, _) in enumerate(before):  # made by other processes
+        for place, image in zip(varied.places(index), images, strict=True):
+            assert np.array_equal(image, varied.variation.image(place, 1))
     varied.draw(0, 3)
     assert not np.array_equal(varied[0][0], before[0][0])
     varied.draw(0, 10)
@@ -357,6 +366,52 @@ def test_rate_and_strength(dataset):
         assert np.array_equal(labels, batches.labels[varied.order[4 * index : 4 * index + 4]])
     options = training.parse_options([])
     assert (options.learning_rate, options.momentum) == (0.001, 0.0)
+
+
+def children(process):
+    """The numbers of the processes that a process has started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            if path.read_text().rpartition(")")[2].split()[1] == str(process.pid):
+                found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.parametrize("killed", ["training.py", "its processes"])
+def test_processes_that_vary_photographs(dataset, tmp_path, start, killed):
+    """They end with training, however that ends, and say nothing; training ends with them."""
+    command = [sys.executable, ROOT / "training.py", "--numpy-folder", dataset, "--vary"]
+    command += ["--batch-size", "4", *folder_options(tmp_path)]
+    with open(tmp_path / "said", "w+") as said:
+        training = start(command, stderr=said)
+        wait_until(lambda: len(children(training)) == min(os.cpu_count(), 32), training)
+        makers = children(training)
+        for number in [training.pid] if killed == "training.py" else makers:
+            os.kill(number, signal.SIGKILL)
+        training.wait(timeout=60)
+        wait_until(lambda: not any(Path(f"/proc/{maker}/cwd").exists() for maker in makers))
+        said.seek(0)
+        said = said.read()
+    assert "Traceback" not in said and "Broken pipe" not in said
+    if killed != "training.py":
+        assert training.returncode == 1
+        line = "training.py: a process that varies photographs has ended: run it again"
+        assert said.splitlines()[-1] == line
+
+
+def test_images_that_nobody_takes_any_more(dataset, capfd):
+    images, labels = load(dataset, "train")
+    names = preprocess.load_dataset(dataset)["rows"]["train"]
+    variation = vary_hands.Variation(images, labels, names, seed=0)
+    variation.draw(0)
+    process = vary_hands.start_process(variation)
+    with suppress(BrokenPipeError):
+        pickle.dump((0, range(24), 1), process.stdin)  # more than its pipe holds
+        process.stdin.flush()
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert not capfd.readouterr().err
 
 
 # ---- training.py --start-from ----
