@@ -582,7 +582,7 @@ class Makers:
     """Processes, one for each core, that make varied images: threads of one process would wait for
     each other in Python. Each begins when it is first needed, and ends when this process does."""
 
-    PART = 4  # images that one makes at a time: they fit into its pipe
+    PART = 8  # images that one makes at a time: about what its pipe holds
 
     def __init__(self, variation):
         cores = min(os.cpu_count() or 1, 32)
@@ -627,7 +627,7 @@ def start_process(variation):
         [sys.executable, "-c", python],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        pipesize=1 << 20,  # bytes; the usual 65,536 would cut an image into three
+        pipesize=1 << 20,  # bytes, on Linux; of the usual 65,536 an image needs three
         start_new_session=True,  # Ctrl-C is not for it
     )
     pickle.dump(variation, process.stdin)
@@ -643,8 +643,7 @@ def serve():
             epoch, places, strength = pickle.load(wants)
             if epoch != variation.epoch:
                 variation.draw(epoch)
-            for place in places:
-                makes.write(variation.image(place, strength))
+            makes.write(np.stack([variation.image(place, strength) for place in places]))
             makes.flush()
     except (EOFError, BrokenPipeError, pickle.UnpicklingError):
         os._exit(0)  # the other has ended; what is not written yet is for nobody
