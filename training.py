@@ -270,13 +270,14 @@ class Varied(Batches):
     """
 
     def __init__(self, batches, names, options):
+        super().__init__(batches.images, batches.labels, batches.batch_size)
         try:
             from asl_data import vary_hands  # here: asl_data may be a link to a disk of photographs
+
+            self.variation = vary_hands.Variation(self.images, self.labels, names, options.seed)
         except ImportError as error:
             path = HERE / "asl_data" / "vary_hands.py"
             raise UserError(f"{path} is missing or can't be loaded: {error}") from None
-        super().__init__(batches.images, batches.labels, batches.batch_size)
-        self.variation = vary_hands.Variation(self.images, self.labels, names, options.seed)
         self.growing = 0.4 * options.epochs
         self.makers, self.lock = vary_hands.Makers(self.variation), Lock()
         self.draw(options.seed, options.epochs - 1)  # for --dry-run: at full strength
@@ -293,8 +294,8 @@ class Varied(Batches):
             for near in range(index, min(ahead, len(self))):
                 if near not in self.coming:
                     self.coming[near] = self.makers.begin(self.places(near), self.strength)
-            images = self.coming.pop(index)
-        return images(), np.asarray(self.labels[self.order[self.places(index)]])
+            finish = self.coming.pop(index)
+        return finish(), np.asarray(self.labels[self.order[self.places(index)]])
 
 
 class Filled(Batches):

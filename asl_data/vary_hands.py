@@ -16,10 +16,11 @@ import os
 import pickle
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import repeat
 from pathlib import Path
+from queue import SimpleQueue
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from preprocess import HERE, IMAGE_SIZE, UserError, between, frame, load_dataset, load_split
@@ -28,6 +29,7 @@ from preprocess import replacing, run_main, spread
 import cv2  # after preprocess, which says what to do where one of these is missing
 import numpy as np
 
+cv2.setNumThreads(1)  # all cores are at work on many images at once
 SIZE = IMAGE_SIZE
 EDGE = 5  # pixels cut off at each side: the Kaggle frames have a blue border that nothing else has
 SPARSE = (slice(EDGE, -EDGE, 4),) * 2  # some of an image's pixels: enough to measure the light
@@ -48,8 +50,7 @@ class Variation:
 
     def __init__(self, images, labels, names, seed):
         """images: uint8 (n, SIZE, SIZE, 3); labels: one-hot (n, columns); names: of the files."""
-        cv2.setNumThreads(1)  # training makes many images at once
-        self.images, self.seed = images, seed
+        self.images, self.seed, self.epoch = images, seed, None
         columns = labels.argmax(axis=1)
         self.hands, self.studio = cut_hands(images, columns, names), Studio(seed, images)
         found = self.hands.any(axis=1)
@@ -91,7 +92,6 @@ class Variation:
 
     def __setstate__(self, state):
         vars(self).update(state, images=np.load(state["images"], mmap_mode="r"))
-        cv2.setNumThreads(1)
 
 
 def sample(rng, rows, count):
@@ -580,14 +580,17 @@ def draw_bend(rng):
 
 class Makers:
     """Processes, one for each core, that make varied images: threads of one process would wait for
-    each other in Python. Each begins when it is first needed, and ends when this process does."""
+    each other in Python, and those of multiprocessing would load Keras. They end with this one."""
 
-    PART = 8  # images that one makes at a time: about what its pipe holds
+    PART = 8  # images that one makes at a time
 
     def __init__(self, variation):
-        cores = min(os.cpu_count() or 1, 32)
-        self.variation, self.own = variation, threading.local()
+        """variation: of images in a file, which each process maps."""
+        self.variation, self.idle = variation, SimpleQueue()
+        cores = min(cores_of_this_process(), 32)
         self.threads, self.at_once = ThreadPoolExecutor(cores), 2 * self.PART * cores
+        for process in self.threads.map(start_process, [variation] * cores):
+            self.idle.put(process)
 
     def begin(self, places, strength):
         """Begin to make the images of these places of the epoch; returns the function that waits
@@ -606,18 +609,23 @@ class Makers:
         return wait
 
     def make(self, wanted, images):
-        """Let the process of this thread make what is wanted, into `images`."""
+        """Let a process make what is wanted, into `images`. UserError where it has ended."""
+        process = self.idle.get()
         try:
-            if not hasattr(self.own, "process"):
-                self.own.process = start_process(self.variation)
-            process = self.own.process
-            pickle.dump(wanted, process.stdin)
-            process.stdin.flush()
-            made = process.stdout.readinto(memoryview(images).cast("B"))
-        except BrokenPipeError:
-            made = 0
-        if made < images.nbytes:
-            raise UserError("a process that varies photographs has ended: run it again")
+            send(wanted, process)
+            if process.stdout.readinto(memoryview(images).cast("B")) < images.nbytes:
+                raise UserError(ENDED)
+        finally:
+            self.idle.put(process)
+
+
+def cores_of_this_process():
+    if hasattr(os, "sched_getaffinity"):  # fewer than there are, where a task got a part of them
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+ENDED = "a process that varies photographs has ended: if it said nothing above, run it again"
 
 
 def start_process(variation):
@@ -627,11 +635,21 @@ def start_process(variation):
         [sys.executable, "-c", python],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        pipesize=1 << 20,  # bytes, on Linux; of the usual 65,536 an image needs three
         start_new_session=True,  # Ctrl-C is not for it
     )
-    pickle.dump(variation, process.stdin)
+    send(variation, process)
     return process
+
+
+def send(what, process):
+    """Write what a process is to read. UserError where it has ended."""
+    try:
+        pickle.dump(what, process.stdin)
+        process.stdin.flush()
+    except (BrokenPipeError, ValueError):  # ValueError: it was closed here
+        with suppress(BrokenPipeError):  # Python 3.13 would speak of it in the end
+            process.stdin.close()
+        raise UserError(ENDED) from None
 
 
 def serve():
