@@ -115,7 +115,10 @@ def train_network(options, first):
         Batches(*load_split(options.numpy_folder, split, dataset), options.batch_size)
         for split in ("train", "validation")
     )
-    with folders_to_write(options) if first else redirect_stdout(open(os.devnull, "w")):
+    with ExitStack() as to_end:
+        to_end.enter_context(
+            folders_to_write(options) if first else redirect_stdout(open(os.devnull, "w"))
+        )
         run = Run(options, dataset, first)  # which reads how far it got
         devices = devices_that_share(options.batch_size, len(train.images))
         refuse_other_processes(run)
@@ -141,6 +144,7 @@ def train_network(options, first):
             write_network(options.weights_full, architecture, run)  # for test.py meanwhile
         if options.vary:
             train = Varied(train, dataset["rows"]["train"], options)
+            to_end.callback(train.makers.end)
         if devices > 1:
             model, validation = on_all_devices(model), Filled(validation, devices)
         if options.dry_run:
@@ -779,6 +783,8 @@ class Run(keras.callbacks.Callback):
             kept = number(len(load_run(self.folder)["epochs"]), "epoch")
             raise KeyboardInterrupt(f": {kept} kept; {same_command()} goes on from there") from None
         except Exception as error:
+            if said := re.search(r"UserError: (.*)", str(error)):
+                raise UserError(said[1]) from None  # of a batch, in the words of TensorFlow
             if not is_memory(error):
                 raise
             size = self.options.batch_size

@@ -88,10 +88,14 @@ class Variation:
 
     def __getstate__(self):
         """What another process needs, which maps the same file of images."""
-        return vars(self) | {"images": self.images.filename}
+        some = np.array(self.images[:3])
+        return vars(self) | {"images": self.images.filename, "some": some}
 
     def __setstate__(self, state):
-        vars(self).update(state, images=np.load(state["images"], mmap_mode="r"))
+        images = np.load(state["images"], mmap_mode="r")
+        if not np.array_equal(state.pop("some"), images[:3]):
+            sys.exit(f"{state['images']} was made anew meanwhile")
+        vars(self).update(state, images=images)
 
 
 def sample(rng, rows, count):
@@ -580,7 +584,8 @@ def draw_bend(rng):
 
 class Makers:
     """Processes, one for each core, that make varied images: threads of one process would wait for
-    each other in Python, and those of multiprocessing would load Keras. They end with this one."""
+    each other in Python, and those of multiprocessing would load Keras. They end at `end`, or with
+    this process."""
 
     PART = 8  # images that one makes at a time
 
@@ -618,6 +623,12 @@ class Makers:
         finally:
             self.idle.put(process)
 
+    def end(self):
+        self.threads.shutdown(cancel_futures=True)
+        while not self.idle.empty():
+            with self.idle.get() as process:  # which closes its pipes and waits for its end
+                process.kill()
+
 
 def cores_of_this_process():
     if hasattr(os, "sched_getaffinity"):  # fewer than there are, where a task got a part of them
@@ -625,12 +636,16 @@ def cores_of_this_process():
     return os.cpu_count() or 1
 
 
+READY = b"ready"
 ENDED = "a process that varies photographs has ended: if it said nothing above, run it again"
 
 
 def start_process(variation):
     """A process that makes images of a variation; see `serve`."""
-    python = f"import sys; sys.path = {sys.path}; from {__name__} import serve; serve()"
+    # What OpenCV prints must not come among the images.
+    python = "import os, sys; makes = open(os.dup(1), 'wb'); "
+    python += "os.dup2(os.open(os.devnull, os.O_WRONLY), 1); "
+    python += f"sys.path = {[*map(str, sys.path)]}; from {__name__} import serve; serve(makes)"
     process = subprocess.Popen(
         [sys.executable, "-c", python],
         stdin=subprocess.PIPE,
@@ -638,6 +653,8 @@ def start_process(variation):
         start_new_session=True,  # Ctrl-C is not for it
     )
     send(variation, process)
+    if process.stdout.read(len(READY)) != READY:
+        raise UserError(ENDED)
     return process
 
 
@@ -652,11 +669,13 @@ def send(what, process):
         raise UserError(ENDED) from None
 
 
-def serve():
-    """Make what `Makers` in another process want, until that ends."""
-    wants, makes = sys.stdin.buffer, sys.stdout.buffer
+def serve(makes):
+    """Make what `Makers` in another process want, into the file `makes`, until that ends."""
+    wants = sys.stdin.buffer
     try:
         variation = pickle.load(wants)
+        makes.write(READY)
+        makes.flush()
         while True:
             epoch, places, strength = pickle.load(wants)
             if epoch != variation.epoch:

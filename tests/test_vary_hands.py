@@ -330,7 +330,9 @@ def test_vary_changes_no_network(small_dataset, trained, tmp_path):
 
 def test_the_last_epoch_counts(small_dataset, tmp_path, capsys):
     options = ("--vary", "--epochs", "2", "--keep", "1")
+    before = children(os.getpid())
     in_process(small_dataset, tmp_path, *options)
+    assert not set(children(os.getpid())) - set(before)  # those that vary photographs have ended
     last = history(tmp_path)[-1]
     assert f"last epoch 2: val_loss {float(last['val_loss']):.4g}, " in capsys.readouterr().out
     (checkpoint,) = (tmp_path / "Checkpoint").glob("*.hdf5")
@@ -340,7 +342,8 @@ def test_the_last_epoch_counts(small_dataset, tmp_path, capsys):
     assert training.best_first(rows[::-1], {"vary": False}) == rows
 
 
-def test_rate_and_strength(dataset):
+def test_rate_and_strength(dataset, monkeypatch):
+    monkeypatch.setenv("OPENCV_LOG_LEVEL", "INFO")  # the processes' OpenCV prints
     options = training.parse_options(["--vary", "--epochs", "11"])
     assert (options.learning_rate, options.momentum) == (0.01, 0.9)
     _, optimizer = training.recipe(options, steps=10)
@@ -368,12 +371,12 @@ def test_rate_and_strength(dataset):
     assert (options.learning_rate, options.momentum) == (0.001, 0.0)
 
 
-def children(process):
-    """The numbers of the processes that a process has started."""
+def children(number):
+    """The numbers of the processes that a process has started, of those that have not ended."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # it has ended meanwhile
-            if path.read_text().rpartition(")")[2].split()[1] == str(process.pid):
+            if path.read_text().rpartition(")")[2].split()[1] == str(number):
                 found.append(int(path.parent.name))
     return found
 
@@ -386,18 +389,21 @@ def test_processes_that_vary_photographs(dataset, tmp_path, start, killed):
     with open(tmp_path / "said", "w+") as said:
         training = start(command, stderr=said)
         makers = min(len(os.sched_getaffinity(0)), 32)
-        wait_until(lambda: len(children(training)) == makers, training)
-        makers = children(training)
+        wait_until(lambda: len(children(training.pid)) == makers, training)
+        if killed == "its processes":  # in an epoch, where TensorFlow has much to say of it
+            wait_until(lambda: list((tmp_path / "Checkpoint").glob("*.hdf5")), training)
+        makers = children(training.pid)
         for number in [training.pid] if killed == "training.py" else makers:
             os.kill(number, signal.SIGKILL)
         training.wait(timeout=60)
         wait_until(lambda: not any(Path(f"/proc/{maker}/cwd").exists() for maker in makers))
         said.seek(0)
         said = said.read()
-    assert "Traceback" not in said and "Broken pipe" not in said
-    if killed != "training.py":
+    if killed == "training.py":
+        assert "Traceback" not in said and "Broken pipe" not in said
+    else:  # TensorFlow logs what it saw, too
         assert training.returncode == 1
-        assert said.splitlines()[-1] == f"training.py: {vary_hands.ENDED}"
+        assert f"training.py: {vary_hands.ENDED}" in said.splitlines()
 
 
 def test_images_that_nobody_takes_any_more(dataset, capfd):
