@@ -23,8 +23,8 @@ from pathlib import Path
 from queue import SimpleQueue
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from preprocess import HERE, IMAGE_SIZE, UserError, between, frame, load_dataset, load_split
-from preprocess import replacing, run_main, spread
+from preprocess import HERE, IMAGE_SIZE, UserError, between, ending_in_one_line, frame
+from preprocess import load_dataset, load_split, replacing, run_main, spread
 
 import cv2  # after preprocess, which says what to do where one of these is missing
 import numpy as np
@@ -94,7 +94,7 @@ class Variation:
     def __setstate__(self, state):
         images = np.load(state["images"], mmap_mode="r")
         if not np.array_equal(state.pop("some"), images[:3]):
-            sys.exit(f"{state['images']} was made anew meanwhile")
+            raise UserError(f"{state['images']} was made anew meanwhile")
         vars(self).update(state, images=images)
 
 
@@ -645,7 +645,8 @@ def start_process(variation):
     # What OpenCV prints must not come among the images.
     python = "import os, sys; makes = open(os.dup(1), 'wb'); "
     python += "os.dup2(os.open(os.devnull, os.O_WRONLY), 1); "
-    python += f"sys.path = {[*map(str, sys.path)]}; from {__name__} import serve; serve(makes)"
+    python += f"sys.argv, sys.path = ['vary_hands.py'], {[*map(str, sys.path)]}; "
+    python += f"from {__name__} import serve; serve(makes)"
     process = subprocess.Popen(
         [sys.executable, "-c", python],
         stdin=subprocess.PIPE,
@@ -669,6 +670,7 @@ def send(what, process):
         raise UserError(ENDED) from None
 
 
+@ending_in_one_line()
 def serve(makes):
     """Make what `Makers` in another process want, into the file `makes`, until that ends."""
     wants = sys.stdin.buffer

@@ -406,6 +406,19 @@ def test_processes_that_vary_photographs(dataset, tmp_path, start, killed):
         assert f"training.py: {vary_hands.ENDED}" in said.splitlines()
 
 
+def test_arrays_made_anew_while_training_starts(dataset, tmp_path, capfd):
+    shutil.copytree(dataset, tmp_path / "arrays")
+    images, labels = load(tmp_path / "arrays", "train")
+    names = preprocess.load_dataset(dataset)["rows"]["train"]
+    variation = vary_hands.Variation(images, labels, names, seed=0)
+    path = tmp_path / "arrays" / "train_set.npy"
+    path.unlink()  # as preprocess.py does, which never writes over what is in use
+    np.save(path, 255 - images)
+    with pytest.raises(preprocess.UserError, match="^a process that varies photographs has ended"):
+        vary_hands.start_process(variation)
+    assert capfd.readouterr().err == f"vary_hands.py: {path} was made anew meanwhile\n"
+
+
 def test_images_that_nobody_takes_any_more(dataset, capfd):
     images, labels = load(dataset, "train")
     names = preprocess.load_dataset(dataset)["rows"]["train"]
