@@ -21,6 +21,7 @@ from contextlib import suppress
 from itertools import repeat
 from pathlib import Path
 from queue import SimpleQueue
+from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from preprocess import HERE, IMAGE_SIZE, UserError, between, ending_in_one_line, frame
@@ -585,7 +586,8 @@ def draw_bend(rng):
 class Makers:
     """Processes, one for each core, that make varied images: threads of one process would wait for
     each other in Python, and those of multiprocessing would load Keras. They end at `end`, or with
-    this process."""
+    this process. A file that all of them map takes the images from one to the other: through a
+    pipe would cost this process three times as much."""
 
     PART = 8  # images that one makes at a time
 
@@ -594,8 +596,13 @@ class Makers:
         self.variation, self.idle = variation, SimpleQueue()
         cores = min(cores_of_this_process(), 32)
         self.threads, self.at_once = ThreadPoolExecutor(cores), 2 * self.PART * cores
-        for process in self.threads.map(start_process, [variation] * cores):
-            self.idle.put(process)
+        # The folder is removed as soon as they have started; the file stays while it is mapped.
+        with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            path = Path(folder) / "made"
+            path.write_bytes(bytes(cores * self.PART * SIZE * SIZE * 3))
+            wanted = [(variation, path, number) for number in range(cores)]
+            for process in zip(self.threads.map(start_process, wanted), map_made(path)):
+                self.idle.put(process)
 
     def begin(self, places, strength):
         """Begin to make the images of these places of the epoch; returns the function that waits
@@ -615,18 +622,18 @@ class Makers:
 
     def make(self, wanted, images):
         """Let a process make what is wanted, into `images`. UserError where it has ended."""
-        process = self.idle.get()
+        process, made = self.idle.get()
         try:
-            send(wanted, process)
-            if process.stdout.readinto(memoryview(images).cast("B")) < images.nbytes:
-                raise UserError(ENDED)
+            ask(wanted, process)
+            images[:] = made[: len(images)]
         finally:
-            self.idle.put(process)
+            self.idle.put((process, made))
 
     def end(self):
         self.threads.shutdown(cancel_futures=True)
         while not self.idle.empty():
-            with self.idle.get() as process:  # which closes its pipes and waits for its end
+            process, _ = self.idle.get()
+            with process:  # which closes its pipes and waits for its end
                 process.kill()
 
 
@@ -640,50 +647,62 @@ READY = b"ready"
 ENDED = "a process that varies photographs has ended: if it said nothing above, run it again"
 
 
-def start_process(variation):
-    """A process that makes images of a variation; see `serve`."""
-    # What OpenCV prints must not come among the images.
-    python = "import os, sys; makes = open(os.dup(1), 'wb'); "
+def map_made(path):
+    """The images in a file, uint8 (processes, Makers.PART, SIZE, SIZE, 3)."""
+    return np.memmap(path, np.uint8, "r+").reshape(-1, Makers.PART, SIZE, SIZE, 3)
+
+
+def start_process(wanted):
+    """A process that makes images; wanted: the variation, the file for the images, its number."""
+    # What OpenCV prints must not come among what the process says.
+    python = "import os, sys; says = open(os.dup(1), 'wb'); "
     python += "os.dup2(os.open(os.devnull, os.O_WRONLY), 1); "
     python += f"sys.argv, sys.path = ['vary_hands.py'], {[*map(str, sys.path)]}; "
-    python += f"from {__name__} import serve; serve(makes)"
+    python += f"from {__name__} import serve; serve(says)"
+    # glibc would return the memory of each image to the system, and get it again.
+    keeping = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 28)}
     process = subprocess.Popen(
         [sys.executable, "-c", python],
+        env=keeping | os.environ,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is not for it
     )
-    send(variation, process)
-    if process.stdout.read(len(READY)) != READY:
-        raise UserError(ENDED)
+    ask(wanted, process)
     return process
 
 
-def send(what, process):
-    """Write what a process is to read. UserError where it has ended."""
+def ask(wanted, process):
+    """Tell a process what is wanted and wait until it is made. UserError where it has ended."""
     try:
-        pickle.dump(what, process.stdin)
+        pickle.dump(wanted, process.stdin)
         process.stdin.flush()
     except (BrokenPipeError, ValueError):  # ValueError: it was closed here
         with suppress(BrokenPipeError):  # Python 3.13 would speak of it in the end
             process.stdin.close()
         raise UserError(ENDED) from None
+    if process.stdout.read(len(READY)) != READY:
+        raise UserError(ENDED)
 
 
 @ending_in_one_line()
-def serve(makes):
-    """Make what `Makers` in another process want, into the file `makes`, until that ends."""
+def serve(says):
+    """Make what `Makers` in another process want, into the file that both map, until that ends.
+
+    says: the pipe, to write READY to after each.
+    """
     wants = sys.stdin.buffer
     try:
-        variation = pickle.load(wants)
-        makes.write(READY)
-        makes.flush()
+        variation, path, number = pickle.load(wants)
+        made = map_made(path)[number]
         while True:
+            says.write(READY)
+            says.flush()
             epoch, places, strength = pickle.load(wants)
             if epoch != variation.epoch:
                 variation.draw(epoch)
-            makes.write(np.stack([variation.image(place, strength) for place in places]))
-            makes.flush()
+            for image, place in zip(made, places):
+                image[:] = variation.image(place, strength)
     except (EOFError, BrokenPipeError, pickle.UnpicklingError):
         os._exit(0)  # the other has ended; what is not written yet is for nobody
 

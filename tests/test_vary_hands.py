@@ -382,8 +382,10 @@ def children(number):
 
 
 @pytest.mark.parametrize("killed", ["training.py", "its processes"])
-def test_processes_that_vary_photographs(dataset, tmp_path, start, killed):
+def test_processes_that_vary_photographs(dataset, tmp_path, start, killed, monkeypatch):
     """They end with training, however that ends, and say nothing; training ends with them."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     command = [sys.executable, ROOT / "training.py", "--numpy-folder", dataset, "--vary"]
     command += ["--batch-size", "4", *folder_options(tmp_path)]
     with open(tmp_path / "said", "w+") as said:
@@ -392,6 +394,7 @@ def test_processes_that_vary_photographs(dataset, tmp_path, start, killed):
         wait_until(lambda: len(children(training.pid)) == makers, training)
         if killed == "its processes":  # in an epoch, where TensorFlow has much to say of it
             wait_until(lambda: list((tmp_path / "Checkpoint").glob("*.hdf5")), training)
+            assert not list((tmp_path / "temporary").iterdir())  # so a kill leaves nothing there
         makers = children(training.pid)
         for number in [training.pid] if killed == "training.py" else makers:
             os.kill(number, signal.SIGKILL)
@@ -415,20 +418,24 @@ def test_arrays_made_anew_while_training_starts(dataset, tmp_path, capfd):
     path.unlink()  # as preprocess.py does, which never writes over what is in use
     np.save(path, 255 - images)
     with pytest.raises(preprocess.UserError, match="^a process that varies photographs has ended"):
-        vary_hands.start_process(variation)
+        vary_hands.start_process((variation, tmp_path / "made", 0))
     assert capfd.readouterr().err == f"vary_hands.py: {path} was made anew meanwhile\n"
 
 
-def test_images_that_nobody_takes_any_more(dataset, capfd):
+def test_images_that_nobody_takes_any_more(dataset, tmp_path, capfd):
     images, labels = load(dataset, "train")
     names = preprocess.load_dataset(dataset)["rows"]["train"]
     variation = vary_hands.Variation(images, labels, names, seed=0)
     variation.draw(0)
-    process = vary_hands.start_process(variation)
-    with suppress(BrokenPipeError):
-        pickle.dump((0, range(24), 1), process.stdin)  # more than its pipe holds
-        process.stdin.flush()
+    path = tmp_path / "made"
+    path.write_bytes(bytes(2 * vary_hands.Makers.PART * SIZE * SIZE * 3))
+    process = vary_hands.start_process((variation, path, 1))
+    vary_hands.ask((0, range(3), 1), process)
+    made = vary_hands.map_made(path)
+    assert not made[0].any() and np.array_equal(made[1, 2], variation.image(2, 1))
     process.stdout.close()
+    pickle.dump((0, range(3), 1), process.stdin)
+    process.stdin.flush()
     assert process.wait(timeout=60) == 0
     assert not capfd.readouterr().err
 
