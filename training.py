@@ -269,8 +269,8 @@ class Batches(keras.utils.PyDataset):
 class Varied(Batches):
     """Batches of varied photographs, in which each letter comes as often as the others.
 
-    Processes make them, one for each core, some batches ahead; an image is a function of (seed,
-    epoch, its place in the epoch), whichever makes it.
+    Processes make them, some batches ahead; an image is a function of (seed, epoch, its place in
+    the epoch), whichever makes it.
     """
 
     def __init__(self, batches, names, options):

@@ -21,7 +21,7 @@ from contextlib import suppress
 from itertools import repeat
 from pathlib import Path
 from queue import SimpleQueue
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryFile
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from preprocess import HERE, IMAGE_SIZE, UserError, between, ending_in_one_line, frame
@@ -584,37 +584,36 @@ def draw_bend(rng):
 
 
 class Makers:
-    """Processes, one for each core, that make varied images: threads of one process would wait for
-    each other in Python, and those of multiprocessing would load Keras. They end at `end`, or with
-    this process. A file that all of them map takes the images from one to the other: through a
-    pipe would cost this process three times as much."""
+    """Processes, one for each core, at most 32, that make varied images: threads of one process
+    would wait for each other in Python, and those of multiprocessing would load Keras. They end at
+    `end`, or with this process. The images come through a file without a name that all map: through
+    pipes each would cost this process twice as much."""
 
     PART = 8  # images that one makes at a time
 
     def __init__(self, variation):
-        """variation: of images in a file, which each process maps."""
+        """variation: of the images of a Numpy_folder, which each process maps too."""
         self.variation, self.idle = variation, SimpleQueue()
         cores = min(cores_of_this_process(), 32)
         self.threads, self.at_once = ThreadPoolExecutor(cores), 2 * self.PART * cores
-        # The folder is removed as soon as they have started; the file stays while it is mapped.
-        with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            path = Path(folder) / "made"
-            path.write_bytes(bytes(cores * self.PART * SIZE * SIZE * 3))
-            wanted = [(variation, path, number) for number in range(cores)]
-            for process in zip(self.threads.map(start_process, wanted), map_made(path)):
-                self.idle.put(process)
+        with unnamed_file() as file:
+            file.write(bytes(cores * self.PART * SIZE * SIZE * 3))
+            file.flush()
+            starts = [(variation, file.fileno(), number) for number in range(cores)]
+            for process, made in zip(self.threads.map(start_process, starts), map_made(file)):
+                self.idle.put((process, made))
 
     def begin(self, places, strength):
         """Begin to make the images of these places of the epoch; returns the function that waits
         for them, uint8 (n, SIZE, SIZE, 3)."""
-        images, made = np.empty((len(places), SIZE, SIZE, 3), np.uint8), []
+        images, parts = np.empty((len(places), SIZE, SIZE, 3), np.uint8), []
         for start in range(0, len(places), self.PART):
             part = slice(start, start + self.PART)
             wanted = (self.variation.epoch, places[part], strength)
-            made.append(self.threads.submit(self.make, wanted, images[part]))
+            parts.append(self.threads.submit(self.make, wanted, images[part]))
 
         def wait():
-            for part in made:
+            for part in parts:
                 part.result()
             return images
 
@@ -647,13 +646,21 @@ READY = b"ready"
 ENDED = "a process that varies photographs has ended: if it said nothing above, run it again"
 
 
-def map_made(path):
+def unnamed_file():
+    """A file that is gone when nobody has it open or maps it; in memory, where the system can."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("made"), "w+b")
+    return TemporaryFile()
+
+
+def map_made(file):
     """The images in a file, uint8 (processes, Makers.PART, SIZE, SIZE, 3)."""
-    return np.memmap(path, np.uint8, "r+").reshape(-1, Makers.PART, SIZE, SIZE, 3)
+    return np.memmap(file, np.uint8, "r+").reshape(-1, Makers.PART, SIZE, SIZE, 3)
 
 
-def start_process(wanted):
-    """A process that makes images; wanted: the variation, the file for the images, its number."""
+def start_process(start):
+    """A process that makes images; start: the variation, the descriptor of the file for them, and
+    the number of the process."""
     # What OpenCV prints must not come among what the process says.
     python = "import os, sys; says = open(os.dup(1), 'wb'); "
     python += "os.dup2(os.open(os.devnull, os.O_WRONLY), 1); "
@@ -664,16 +671,17 @@ def start_process(wanted):
     process = subprocess.Popen(
         [sys.executable, "-c", python],
         env=keeping | os.environ,
+        pass_fds=[start[1]],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is not for it
     )
-    ask(wanted, process)
+    ask(start, process)
     return process
 
 
 def ask(wanted, process):
-    """Tell a process what is wanted and wait until it is made. UserError where it has ended."""
+    """Send a process what is wanted and wait for READY. UserError where it has ended."""
     try:
         pickle.dump(wanted, process.stdin)
         process.stdin.flush()
@@ -687,14 +695,14 @@ def ask(wanted, process):
 
 @ending_in_one_line()
 def serve(says):
-    """Make what `Makers` in another process want, into the file that both map, until that ends.
+    """Make what `Makers` want, into the part of the file that is this process's, until they end.
 
-    says: the pipe, to write READY to after each.
+    says: the pipe for READY, once at the start and after each request.
     """
     wants = sys.stdin.buffer
     try:
-        variation, path, number = pickle.load(wants)
-        made = map_made(path)[number]
+        variation, file, number = pickle.load(wants)
+        made = map_made(open(file, "r+b"))[number]
         while True:
             says.write(READY)
             says.flush()

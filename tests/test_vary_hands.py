@@ -394,12 +394,12 @@ def test_processes_that_vary_photographs(dataset, tmp_path, start, killed, monke
         wait_until(lambda: len(children(training.pid)) == makers, training)
         if killed == "its processes":  # in an epoch, where TensorFlow has much to say of it
             wait_until(lambda: list((tmp_path / "Checkpoint").glob("*.hdf5")), training)
-            assert not list((tmp_path / "temporary").iterdir())  # so a kill leaves nothing there
         makers = children(training.pid)
         for number in [training.pid] if killed == "training.py" else makers:
             os.kill(number, signal.SIGKILL)
         training.wait(timeout=60)
         wait_until(lambda: not any(Path(f"/proc/{maker}/cwd").exists() for maker in makers))
+        assert not list((tmp_path / "temporary").iterdir())
         said.seek(0)
         said = said.read()
     if killed == "training.py":
@@ -418,20 +418,24 @@ def test_arrays_made_anew_while_training_starts(dataset, tmp_path, capfd):
     path.unlink()  # as preprocess.py does, which never writes over what is in use
     np.save(path, 255 - images)
     with pytest.raises(preprocess.UserError, match="^a process that varies photographs has ended"):
-        vary_hands.start_process((variation, tmp_path / "made", 0))
+        vary_hands.start_process((variation, 2, 0))
     assert capfd.readouterr().err == f"vary_hands.py: {path} was made anew meanwhile\n"
 
 
-def test_images_that_nobody_takes_any_more(dataset, tmp_path, capfd):
+@pytest.mark.parametrize("memory", [True, False])
+def test_a_process_writes_its_own_part_and_ends_silently(dataset, capfd, monkeypatch, memory):
+    if not memory:
+        monkeypatch.delattr(os, "memfd_create", raising=False)
     images, labels = load(dataset, "train")
     names = preprocess.load_dataset(dataset)["rows"]["train"]
     variation = vary_hands.Variation(images, labels, names, seed=0)
     variation.draw(0)
-    path = tmp_path / "made"
-    path.write_bytes(bytes(2 * vary_hands.Makers.PART * SIZE * SIZE * 3))
-    process = vary_hands.start_process((variation, path, 1))
+    file = vary_hands.unnamed_file()
+    file.write(bytes(2 * vary_hands.Makers.PART * SIZE * SIZE * 3))
+    file.flush()
+    process = vary_hands.start_process((variation, file.fileno(), 1))
     vary_hands.ask((0, range(3), 1), process)
-    made = vary_hands.map_made(path)
+    made = vary_hands.map_made(file)
     assert not made[0].any() and np.array_equal(made[1, 2], variation.image(2, 1))
     process.stdout.close()
     pickle.dump((0, range(3), 1), process.stdin)
