@@ -430,9 +430,7 @@ def test_a_process_writes_its_own_part_and_ends_silently(dataset, capfd, monkeyp
     names = preprocess.load_dataset(dataset)["rows"]["train"]
     variation = vary_hands.Variation(images, labels, names, seed=0)
     variation.draw(0)
-    file = vary_hands.unnamed_file()
-    file.write(bytes(2 * vary_hands.Makers.PART * SIZE * SIZE * 3))
-    file.flush()
+    file = vary_hands.file_of_images(2)
     process = vary_hands.start_process((variation, file.fileno(), 1))
     vary_hands.ask((0, range(3), 1), process)
     made = vary_hands.map_made(file)
