@@ -387,7 +387,7 @@ def test_processes_that_vary_photographs(dataset, tmp_path, start, killed, monke
     (tmp_path / "temporary").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     command = [sys.executable, ROOT / "training.py", "--numpy-folder", dataset, "--vary"]
-    command += ["--batch-size", "4", *folder_options(tmp_path)]
+    command += ["--batch-size", "4", "--keep", "1", *folder_options(tmp_path)]
     with open(tmp_path / "said", "w+") as said:
         training = start(command, stderr=said)
         makers = min(len(os.sched_getaffinity(0)), 32)
