@@ -131,8 +131,9 @@ def vary(image, hand, studio, rng, strength):
         cv2.insertChannel(cv2.erode(hand, None) * 255, both, 3)
         both = cv2.warpPerspective(both, move, (SIZE, SIZE), **how)
         if rng.random() < 0.7 * strength:
-            bend = studio.bends[rng.integers(len(studio.bends))]
-            both = cv2.remap(both, *bend, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+            palm = move @ ((left + right) / 2, 0.3 * top + 0.7 * bottom, 1)
+            bend = studio.bend(palm[:2] / palm[2], rng, strength)
+            both = cv2.remap(both, bend, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         picture, mask = cv2.cvtColor(both, cv2.COLOR_BGRA2BGR), cv2.extractChannel(both, 3)
         picture = paste(picture, mask, studio, rng, strength)
     return photograph(picture, studio, rng, strength)
@@ -184,13 +185,15 @@ def paste(picture, mask, studio, rng, strength):
     """The hand of a picture, where its mask is 255 of 255, in another light and a made-up room."""
     light = np.mean(cv2.mean(picture, mask)[:3])
     wanted = light ** (1 - strength) * rng.uniform(20, 215) ** strength
+    wall, steepest = rng.uniform(5, 250) * strength + 175 * (1 - strength), 2.8
+    if rng.random() < 0.25 * strength:  # nearly black, before what is white
+        wanted, wall, steepest = rng.uniform(8, 60), rng.uniform(180, 330), 1
     tint = rng.normal(0, 0.1, 3) + SKIN * rng.uniform(0, 1.5) * (wanted / 255)
-    picture = cv2.LUT(picture, light_table(light, wanted, tint * strength))
+    picture = cv2.LUT(picture, light_table(light, wanted, tint * strength, steepest))
     light = np.mean(cv2.mean(picture, mask)[:3])  # as near to the wanted one as it could be
 
     room = studio.room(rng)
     behind = np.mean(cv2.mean(room)[:3])
-    wall = rng.uniform(5, 250) * strength + 175 * (1 - strength)
     while abs(wall - light) < 15:  # on average the hand must stand out, if by its colour alone
         wall = rng.uniform(5, 250)
     table = wall + (np.arange(256) - behind) * rng.uniform(0.6, 1.1) * strength
@@ -204,11 +207,13 @@ def paste(picture, mask, studio, rng, strength):
     )
 
 
-def light_table(light, wanted, tint):
-    """The table, uint8 (1, 256, 3), that takes what is as bright as `light` to `wanted`."""
+def light_table(light, wanted, tint, steepest):
+    """The table, uint8 (1, 256, 3), that takes what is as bright as `light` to `wanted`: by a power
+    of at most `steepest`, and for the rest by a factor."""
     light, wanted = (min(max(value / 255, 0.02), 0.98) for value in (light, wanted))
-    gamma = min(max(np.log(wanted) / np.log(light), 0.35), 2.8)
-    table = 255 * (np.arange(256)[:, None] / 255) ** gamma * np.exp(tint)
+    gamma = min(max(np.log(wanted) / np.log(light), 0.35), steepest)
+    factor = min(1, wanted / light**gamma) * np.exp(tint)
+    table = 255 * (np.arange(256)[:, None] / 255) ** gamma * factor
     return table.clip(0, 255).astype(np.uint8)[None]
 
 
@@ -414,12 +419,21 @@ class Studio:
         self.rooms = [draw_room(rng, images) for _ in range(ROOMS)]
         self.lights = [draw_light(rng) for _ in range(40)]
         self.bends = [draw_bend(rng) for _ in range(60)]
+        self.spread = draw_spread()
         self.noise = []
         for sigma in np.linspace(2, 22, 12):
             grain = rng.normal(0, sigma, (SIZE, SIZE, 3)).astype(np.float32)
             if rng.random() < 0.5:
                 grain = 2 * cv2.GaussianBlur(grain, (0, 0), 0.8)
             self.noise.append(grain.astype(np.int16))
+
+    def bend(self, palm, rng, strength):
+        """Where each pixel of another hand comes from, float32 (SIZE, SIZE, 2): of one that is bent
+        and has its fingers wider or less wide apart about its palm, at (x, y)."""
+        bend = self.bends[rng.integers(len(self.bends))]
+        x, y = np.clip(palm, 0, SIZE).astype(int)
+        spread = self.spread[SIZE - y : 2 * SIZE - y, SIZE - x : 2 * SIZE - x]
+        return cv2.scaleAdd(spread, rng.uniform(-0.55, 0.5) * strength, bend)
 
     def room(self, rng):
         """A made-up room, uint8 (SIZE, SIZE, 3), seldom twice the same: a part of a drawn one. In
@@ -576,7 +590,14 @@ def draw_bend(rng):
     far = rng.uniform(3, 14)  # pixels
     x += far * smooth(rng, 3, 6).mean(axis=2)
     y += far * smooth(rng, 3, 6).mean(axis=2)
-    return cv2.convertMaps(x, y, cv2.CV_16SC2)
+    return np.dstack([x, y])
+
+
+def draw_spread():
+    """How far from each pixel it comes from, float32 (2 * SIZE, 2 * SIZE, 2), where fingers about a
+    palm in the middle close: at an angle a from upwards, from a + sin(a)."""
+    y, x = np.mgrid[-SIZE:SIZE, -SIZE:SIZE].astype(np.float32)
+    return np.dstack([-x * y, x * x]) / np.maximum(1, np.hypot(x, y))[..., None]
 
 
 # -----------------------------------------------------------------------------

@@ -242,6 +242,23 @@ def test_pieces_lie_everywhere_alike():
         assert abs(edge.mean() - covered[80:-80, 80:-80].mean()) < 0.05
 
 
+def test_fingers_spread_and_close(variation, monkeypatch):
+    """Two fingers on a palm: sometimes as one, sometimes twice as wide apart; the palm stays."""
+    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
+    monkeypatch.setattr(variation.studio, "bends", [np.dstack([x, y])])  # not bent
+    picture, palm = np.zeros((SIZE, SIZE), np.uint8), (112, 170)
+    for tip in (82, 142):
+        cv2.line(picture, palm, (tip, 70), 255, 3)
+    wide, rng = [], np.random.default_rng(0)
+    for _ in range(100):
+        bend = variation.studio.bend(np.array(palm), rng, 1)
+        bent = cv2.remap(picture, bend, None, cv2.INTER_LINEAR)
+        columns = np.flatnonzero(bent[95] > 100)
+        wide.append(columns[-1] - columns[0])
+        assert bent[165:170, 105:120].any()
+    assert min(wide) < 0.8 * 45 and max(wide) > 1.6 * 45
+
+
 class Grey:
     """A studio with grey rooms alone."""
 
@@ -258,6 +275,21 @@ def test_a_hand_stands_out():
         rng = np.random.default_rng(seed)
         picture = vary_hands.paste(picture, mask, Grey(), rng, 1)
         assert abs(picture[inside].mean() - picture[outside].mean()) > 12
+
+
+def test_some_hands_are_against_the_light():
+    """Light ones too are nearly black before what is white, and their fingers still differ."""
+    mask = np.full((SIZE, SIZE), 255, np.uint8)
+    mask[:, SIZE // 2 :] = 0
+    picture = np.full((SIZE, SIZE, 3), 200, np.uint8)
+    picture[:100] = 240
+    against = []
+    for seed in range(200):
+        varied = vary_hands.paste(picture, mask, Grey(), np.random.default_rng(seed), 1)
+        upper, lower, room = varied[:90, :90].mean(), varied[110:, :90].mean(), varied[:, -90:]
+        if lower < 60 and room.mean() > 175:
+            against.append(upper / lower)
+    assert 0.15 < len(against) / 200 < 0.35 and 1.1 < np.median(against) < 1.3
 
 
 def test_weak_bars_are_as_often_white_as_black(variation):
