@@ -243,7 +243,7 @@ def test_pieces_lie_everywhere_alike():
 
 
 def test_fingers_spread_and_close(variation, monkeypatch):
-    """Two fingers on a palm: sometimes as one, sometimes twice as wide apart; the palm stays."""
+    """Two fingers on a palm: sometimes nearer, sometimes twice as wide apart; the palm stays."""
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
     monkeypatch.setattr(variation.studio, "bends", [np.dstack([x, y])])  # not bent
     picture, palm = np.zeros((SIZE, SIZE), np.uint8), (112, 170)
@@ -289,7 +289,7 @@ def test_some_hands_are_against_the_light():
         upper, lower, room = varied[:90, :90].mean(), varied[110:, :90].mean(), varied[:, -90:]
         if lower < 60 and room.mean() > 175:
             against.append(upper / lower)
-    assert 0.15 < len(against) / 200 < 0.35 and 1.1 < np.median(against) < 1.3
+    assert 0.15 < len(against) / 200 < 0.45 and 1.1 < np.median(against) < 1.3
 
 
 def test_weak_bars_are_as_often_white_as_black(variation):
