@@ -412,7 +412,8 @@ def fill_holes(hand, most):
 
 
 class Studio:
-    """What is drawn once and then used for all photographs: rooms, lights, bends and noise."""
+    """What is drawn once and then used for all photographs: rooms, lights, noise, and the bends
+    and the spread of hands."""
 
     def __init__(self, seed, images):
         rng = np.random.default_rng((seed, 1))
@@ -584,7 +585,7 @@ def draw_light(rng):
 
 
 def draw_bend(rng):
-    """Where each pixel of a bent hand comes from, as cv2.remap takes it: other hands have other
+    """Where each pixel of a bent hand comes from, float32 (SIZE, SIZE, 2): other hands have other
     fingers, and hold them otherwise."""
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
     far = rng.uniform(3, 14)  # pixels
