@@ -7,7 +7,8 @@ Weights_Full/model_weights.h5. Prints the accuracy and writes
     Weights_Full/mistakes.jpg     the wrong answers, the surest first
     Weights_Full/report.json      accuracy; precision, recall and F1 of each class; weights, data
 Given pictures, folders or zips of them, it names the letter of each, and needs no Numpy_folder.
-With --page it shows a page that reads the camera of whoever looks at it.
+With --page it shows a page that reads the camera of whoever looks at it. With --looks it takes the
+mean of seven looks at each image, as the AlexNet of the paper took the mean of ten.
 
     python test.py
     python test.py --weights Checkpoint/weights.12-0.05.hdf5
@@ -33,8 +34,21 @@ from training import Batches, add_folders, best_intact, load_class_names, load_r
 
 with ending_in_one_line():
     import numpy as np
+    from keras import Input, Model, ops
+    from keras.layers import average
     from keras.models import Sequential, model_from_json
     from sklearn.metrics import accuracy_score, classification_report, confusion_matrix
+
+# of an image: so many times as large, so many pixels to the right, and down
+LOOKS = (
+    (1, 0, 0),
+    (1.15, 0, 0),
+    (0.87, 0, 0),
+    (1, -12, 0),
+    (1, 12, 0),
+    (1, 0, -12),
+    (1, 0, 12),
+)
 
 
 def main(argv=None):
@@ -54,11 +68,14 @@ def main(argv=None):
     model.summary()
     print_weights(weights, epoch, trained["settings"].get("start_from"))
 
+    if options.looks:
+        model = with_looks(model)
     probabilities = model.predict(Batches(images, labels, 32), verbose=0)
     predicted, expected = probabilities.argmax(axis=1), labels.argmax(axis=1)
-    print_accuracy(dataset["columns"], expected, predicted, f"{dataset['split']} split")
+    what = f"{dataset['split']} split"
+    print_accuracy(dataset["columns"], expected, predicted, what, options.looks)
 
-    write_report(options.weights_full, dataset, expected, predicted, weights, epoch)
+    write_report(options, dataset, expected, predicted, weights, epoch)
     draw_confusion(options.weights_full, dataset["columns"], expected, predicted)
     draw_mistakes(options.weights_full, dataset, images, expected, probabilities)
 
@@ -75,6 +92,8 @@ def parse_options(argv):
     parser.add_argument(
         "--page", nargs="?", const=7860, type=between(int, 1, 65535), metavar="PORT", help=about
     )
+    about = "look at each image seven times, take the mean of what is read (default: once)"
+    parser.add_argument("--looks", action="store_true", help=about)
     about = "weights to use (default: those of the lowest val_loss, of --vary the last)"
     parser.add_argument("--weights", type=Path, metavar="FILE", help=about)
     add_folders(parser)
@@ -95,8 +114,10 @@ def print_weights(path, epoch, start=None):
         print(f"weights {path}: nothing beside them says what they were trained on")
 
 
-def print_accuracy(columns, expected, predicted, what):
+def print_accuracy(columns, expected, predicted, what, looks):
     """Print the accuracy, on what it is, and right / total of each class that there is."""
+    if looks:
+        what += f", {len(LOOKS)} looks at each"
     print("##################")
     print(f"Accuracy: {accuracy_score(expected, predicted):.4f} ({what})")
     print("##################")
@@ -109,7 +130,7 @@ def print_accuracy(columns, expected, predicted, what):
 # ---- what the test leaves to look at ----
 
 
-def write_report(folder, dataset, expected, predicted, weights, epoch):
+def write_report(options, dataset, expected, predicted, weights, epoch):
     """report.json: scikit-learn's classification_report, and what was tested on what."""
     classes = sorted({*expected, *predicted})
     names = [dataset["columns"][index] for index in classes]
@@ -122,10 +143,11 @@ def write_report(folder, dataset, expected, predicted, weights, epoch):
         "macro avg": scores["macro avg"],
         "weights": str(weights),
         "epoch": epoch,
+        "looks": len(LOOKS) if options.looks else 1,
         "data": {name: dataset[name] for name in ("source", "split", "seed", "files")},
         "counts": dataset["counts"]["test"],
     }
-    with picture(folder / "report.json") as path:
+    with picture(options.weights_full / "report.json") as path:
         path.write_text(json.dumps(report, indent=1), encoding="utf-8")
 
 
@@ -207,6 +229,8 @@ def read_letters(options):
         weights, trained, epoch = choose_weights(options, network)
         model = load_model(options.weights_full, network, weights)
         print_weights(weights, epoch)
+        if options.looks:
+            model = with_looks(model)
         if options.page:
             show_page(model, trained, options.page)
         else:
@@ -231,7 +255,8 @@ def name_pictures(model, trained, options, output):
     if len(expected) > 1:
         if others:
             print(f"not counted: {shown(sorted(others))}, not among {shown(classes, 40)}")
-        print_accuracy(columns, np.array(expected), np.array(predicted), "these pictures")
+        expected, predicted = np.array(expected), np.array(predicted)
+        print_accuracy(columns, expected, predicted, "these pictures", options.looks)
     if unread:
         raise UserError(f"{number(unread, 'picture')} can't be read")
 
@@ -403,6 +428,24 @@ def load_model(folder, network, weights):
     with reading(weights, "training.py"):
         model.load_weights(weights)
     return model
+
+
+def with_looks(model):
+    """A network that is shown each of LOOKS of an image, and answers with the mean of all answers.
+
+    As the AlexNet of the paper was tested (Krizhevsky et al. 2012, 4.1, ten patches), but without
+    mirrored ones. Takes uint8 (n, 224, 224, 3), and has no weights but those of the model.
+    """
+    stored = Input(model.input_shape[1:], dtype="uint8")
+    images = ops.cast(stored, "float32")
+    for_each = ops.zeros_like(images[:, 0, :1, 0])  # Keras on JAX wants a move for each image
+    answers, middle = [], model.input_shape[1] / 2
+    for larger, right, down in LOOKS:
+        a, x, y = 1 / larger, middle - (middle + right) / larger, middle - (middle + down) / larger
+        move = np.float32([a, 0, x, 0, a, y, 0, 0])  # where each pixel comes from
+        look = ops.image.affine_transform(images, for_each + move, fill_mode="nearest")
+        answers.append(model(look))
+    return Model(stored, average(answers))
 
 
 def choose_weights(options, network):

@@ -19,6 +19,7 @@ import preprocess
 import training
 
 test_script = load_script(ROOT / "test.py")
+SHIFTS = [(1, shift) for shift in ((-12, 0), (12, 0), (0, -12), (0, 12))]
 LINE = re.compile(r"^(.*): (\S+) ([\d.]+), then (\S+) ([\d.]+)(, but it is (\S+))?$", re.MULTILINE)
 
 
@@ -57,6 +58,43 @@ def test_reads_what_preprocess_would_have_stored(drawings, dataset, trained, cap
         assert (letter, second) == (preprocess.LETTERS[first], preprocess.LETTERS[other])
         assert float(sure) == pytest.approx(row[first], abs=2e-3)
         assert float(less) == pytest.approx(row[other], abs=2e-3)
+
+
+def test_seven_looks(drawings, dataset, copy, capsys, monkeypatch):
+    """The mean of the network's answers to the image, larger, smaller and shifted, moved by OpenCV;
+    of pictures and of the test. The network is a small one, unsure, that sees what is where."""
+    layers, rng = training.keras.layers, np.random.default_rng(3)
+    of_parts = [training.keras.Input((224, 224, 3)), layers.AveragePooling2D(8), layers.Flatten()]
+    model = training.keras.Sequential([*of_parts, layers.Dense(24, "softmax")])
+    model.set_weights([rng.normal(0, 0.002, (28 * 28 * 3, 24)), np.zeros(24)])
+    monkeypatch.setattr(test_script, "load_model", lambda *_: model)
+    images, answers = np.asarray(load(dataset, "test")[0]), []
+    for larger, shift in ((1, (0, 0)), (1.15, (0, 0)), (0.87, (0, 0)), *SHIFTS):
+        move = cv2.getRotationMatrix2D((112, 112), 0, larger)
+        move[:, 2] += shift
+        how = {"dsize": (224, 224), "borderMode": cv2.BORDER_REPLICATE}
+        looks = [cv2.warpAffine(image.astype(np.float32), move, **how) for image in images]
+        answers.append(model.predict(np.stack(looks), verbose=0))
+    expected = np.mean(answers, axis=0)
+    assert np.abs(expected - answers[0]).max() > 0.05  # one look would not do
+
+    names = preprocess.load_dataset(dataset)["rows"]["test"]
+    read(copy, *(drawings / name for name in names), tell=["--looks"])
+    output = capsys.readouterr().out
+    assert "(these pictures, 7 looks at each)\n" in output
+    for line, row in zip(LINE.findall(output), expected, strict=True):
+        assert line[1] == preprocess.LETTERS[row.argmax()]
+        assert float(line[2]) == pytest.approx(row.max(), abs=2e-3)
+
+    seen = []
+    monkeypatch.setattr(test_script, "draw_mistakes", lambda *given: seen.append(given[-1]))
+    tell = ["--looks", "--numpy-folder", str(dataset), *map(str, folder_options(copy))]
+    test_script.main(tell)
+    np.testing.assert_allclose(seen[0], expected, atol=2e-3)
+    right = (expected.argmax(axis=1) == load(dataset, "test")[1].argmax(axis=1)).mean()
+    assert f"Accuracy: {right:.4f} (random split, 7 looks at each)\n" in capsys.readouterr().out
+    report = json.loads((copy / "Weights_Full" / "report.json").read_text())
+    assert report["looks"] == 7 and report["accuracy"] == pytest.approx(right)
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "flat files"])
