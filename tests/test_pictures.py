@@ -19,7 +19,6 @@ import preprocess
 import training
 
 test_script = load_script(ROOT / "test.py")
-SHIFTS = [(1, shift) for shift in ((-12, 0), (12, 0), (0, -12), (0, 12))]
 LINE = re.compile(r"^(.*): (\S+) ([\d.]+), then (\S+) ([\d.]+)(, but it is (\S+))?$", re.MULTILINE)
 
 
@@ -69,7 +68,8 @@ def test_seven_looks(drawings, dataset, copy, capsys, monkeypatch):
     model.set_weights([rng.normal(0, 0.002, (28 * 28 * 3, 24)), np.zeros(24)])
     monkeypatch.setattr(test_script, "load_model", lambda *_: model)
     images, answers = np.asarray(load(dataset, "test")[0]), []
-    for larger, shift in ((1, (0, 0)), (1.15, (0, 0)), (0.87, (0, 0)), *SHIFTS):
+    sizes, sides = [(1, 0, 0), (1.15, 0, 0), (0.87, 0, 0)], [(-12, 0), (12, 0), (0, -12), (0, 12)]
+    for larger, *shift in [*sizes, *((1, *side) for side in sides)]:
         move = cv2.getRotationMatrix2D((112, 112), 0, larger)
         move[:, 2] += shift
         how = {"dsize": (224, 224), "borderMode": cv2.BORDER_REPLICATE}
