@@ -444,7 +444,7 @@ def with_looks(model):
         a, x, y = 1 / larger, middle - (middle + right) / larger, middle - (middle + down) / larger
         move = np.float32([a, 0, x, 0, a, y, 0, 0])  # where each pixel comes from
         look = ops.image.affine_transform(images, for_each + move, fill_mode="nearest")
-        answers.append(model(look))
+        answers.append(model(ops.cast(ops.round(look), "uint8")))  # else cut off, not rounded
     return Model(stored, average(answers))
 
 

@@ -63,8 +63,9 @@ def test_seven_looks(drawings, dataset, copy, capsys, monkeypatch):
     """The mean of the network's answers to the image, larger, smaller and shifted, moved by OpenCV;
     of pictures and of the test. The network is a small one, unsure, that sees what is where."""
     layers, rng = training.keras.layers, np.random.default_rng(3)
-    of_parts = [training.keras.Input((224, 224, 3)), layers.AveragePooling2D(8), layers.Flatten()]
-    model = training.keras.Sequential([*of_parts, layers.Dense(24, "softmax")])
+    stored = training.keras.Input((224, 224, 3), dtype="uint8")
+    of_parts = [layers.Rescaling(1.0), layers.AveragePooling2D(8), layers.Flatten()]
+    model = training.keras.Sequential([stored, *of_parts, layers.Dense(24, "softmax")])
     model.set_weights([rng.normal(0, 0.002, (28 * 28 * 3, 24)), np.zeros(24)])
     monkeypatch.setattr(test_script, "load_model", lambda *_: model)
     images, answers = np.asarray(load(dataset, "test")[0]), []
@@ -74,7 +75,7 @@ def test_seven_looks(drawings, dataset, copy, capsys, monkeypatch):
         move[:, 2] += shift
         how = {"dsize": (224, 224), "borderMode": cv2.BORDER_REPLICATE}
         looks = [cv2.warpAffine(image.astype(np.float32), move, **how) for image in images]
-        answers.append(model.predict(np.stack(looks), verbose=0))
+        answers.append(model.predict(np.stack(looks).round().astype(np.uint8), verbose=0))
     expected = np.mean(answers, axis=0)
     assert np.abs(expected - answers[0]).max() > 0.05  # one look would not do
 
