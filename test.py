@@ -8,7 +8,7 @@ Weights_Full/model_weights.h5. Prints the accuracy and writes
     Weights_Full/report.json      accuracy; precision, recall and F1 of each class; weights, data
 Given pictures, folders or zips of them, it names the letter of each, and needs no Numpy_folder.
 With --page it shows a page that reads the camera of whoever looks at it. With --looks it takes the
-mean of seven looks at each image, as the AlexNet of the paper took the mean of ten.
+mean of seven looks at each image.
 
     python test.py
     python test.py --weights Checkpoint/weights.12-0.05.hdf5

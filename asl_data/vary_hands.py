@@ -1,7 +1,7 @@
 """Vary photographs of hands: other rooms, light, sizes, places and cameras.
 
 `training.py --vary` trains on what this makes. Run by itself it writes asl_data/varied.jpg, 48
-varied photographs of Numpy_folder/, to look at: you should still be able to read every hand.
+varied photographs of Numpy_folder/, to look at: you should still be able to read nearly every hand.
 
     python asl_data/vary_hands.py
     python asl_data/vary_hands.py --numpy-folder my_arrays --strength 0.3 --seed 1
@@ -182,11 +182,12 @@ def movement(middle, target, rng, strength):
 
 
 def paste(picture, mask, studio, rng, strength):
-    """The hand of a picture, where its mask is 255 of 255, in another light and a made-up room."""
+    """The hand of a picture, in another light, before a made-up room; mask: uint8 (SIZE, SIZE), how
+    much of each place is hand, of 255."""
     light = np.mean(cv2.mean(picture, mask)[:3])
     wanted = light ** (1 - strength) * rng.uniform(20, 215) ** strength
     wall, steepest = rng.uniform(5, 250) * strength + 175 * (1 - strength), 2.8
-    if rng.random() < 0.25 * strength:  # nearly black, before what is white
+    if rng.random() < 0.25 * strength:  # nearly black, before a light room
         wanted, wall, steepest = rng.uniform(8, 60), rng.uniform(180, 330), 1
     tint = rng.normal(0, 0.1, 3) + SKIN * rng.uniform(0, 1.5) * (wanted / 255)
     picture = cv2.LUT(picture, light_table(light, wanted, tint * strength, steepest))
@@ -194,7 +195,7 @@ def paste(picture, mask, studio, rng, strength):
 
     room = studio.room(rng)
     behind = np.mean(cv2.mean(room)[:3])
-    while abs(wall - light) < 15:  # on average the hand must stand out, if by its colour alone
+    while abs(wall - light) < 15:  # the hand must be darker or lighter, on average
         wall = rng.uniform(5, 250)
     table = wall + (np.arange(256) - behind) * rng.uniform(0.6, 1.1) * strength
     room = cv2.LUT(room, table.clip(0, 255).astype(np.uint8))
@@ -208,8 +209,9 @@ def paste(picture, mask, studio, rng, strength):
 
 
 def light_table(light, wanted, tint, steepest):
-    """The table, uint8 (1, 256, 3), that takes what is as bright as `light` to `wanted`: by a power
-    of at most `steepest`, and for the rest by a factor."""
+    """The table, uint8 (1, 256, 3), that takes what is as bright as `light` to `wanted`, or towards
+    it: by a power from 0.35 to `steepest`, and where that leaves it too light by a factor too.
+    tint: float (3,), the logarithm of one more factor for each channel."""
     light, wanted = (min(max(value / 255, 0.02), 0.98) for value in (light, wanted))
     gamma = min(max(np.log(wanted) / np.log(light), 0.35), steepest)
     factor = min(1, wanted / light**gamma) * np.exp(tint)
@@ -281,7 +283,7 @@ def cut_hands(images, letters, names):
     places = [frame((name.rpartition("/")[2], None)) for name in names]  # [..., number, ".jpg"]
     blocks = np.array([(place[-2] - 1) // BLOCK if place[1:] else 0 for place in places])
     masks = np.zeros((len(images), SIZE * SIZE // 8), np.uint8)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores_of_this_process()) as pool:
         for block in np.unique(blocks):
             for rows in scenes(images, letters, np.flatnonzero(blocks == block)):
                 room = find_room(images, rows)
@@ -296,7 +298,8 @@ def cut_hands(images, letters, names):
 
 
 def scenes(images, letters, rows):
-    """The rows, int (n,), in groups of letters before the same room: of 24 letters, not all are."""
+    """The rows, int (n,), in groups of letters before the same room: in the set of 24 letters
+    frames of one number may be of different rooms."""
     from sklearn.cluster import AgglomerativeClustering  # takes a second, in each of the processes
 
     found, places = np.unique(letters[rows], return_inverse=True)
@@ -316,8 +319,8 @@ def scenes(images, letters, rows):
 def find_room(images, rows):
     """The empty room behind these frames, uint8 (SIZE, SIZE, 3); None where there is none.
 
-    In photographs of one room the median brightness hardly changes; in those of many it does, but
-    in a few of them by chance not.
+    In photographs of one room the median brightness hardly changes, in those of many it does. Of
+    fewer than 27 that could be chance, so they have no room.
     """
     if len(rows) < 27:
         return None
@@ -412,15 +415,15 @@ def fill_holes(hand, most):
 
 
 class Studio:
-    """What is drawn once and then used for all photographs: rooms, lights, noise, and the bends
-    and the spread of hands."""
+    """What is drawn once and then used for all photographs: rooms, lights, noise, the bends of
+    hands and the fan of their fingers."""
 
     def __init__(self, seed, images):
         rng = np.random.default_rng((seed, 1))
         self.rooms = [draw_room(rng, images) for _ in range(ROOMS)]
         self.lights = [draw_light(rng) for _ in range(40)]
         self.bends = [draw_bend(rng) for _ in range(60)]
-        self.spread = draw_spread()
+        self.fan = draw_fan()
         self.noise = []
         for sigma in np.linspace(2, 22, 12):
             grain = rng.normal(0, sigma, (SIZE, SIZE, 3)).astype(np.float32)
@@ -433,8 +436,8 @@ class Studio:
         and has its fingers wider or less wide apart about its palm, at (x, y)."""
         bend = self.bends[rng.integers(len(self.bends))]
         x, y = np.clip(palm, 0, SIZE).astype(int)
-        spread = self.spread[SIZE - y : 2 * SIZE - y, SIZE - x : 2 * SIZE - x]
-        return cv2.scaleAdd(spread, rng.uniform(-0.55, 0.5) * strength, bend)
+        fan = self.fan[SIZE - y : 2 * SIZE - y, SIZE - x : 2 * SIZE - x]
+        return cv2.scaleAdd(fan, rng.uniform(-0.55, 0.5) * strength, bend)
 
     def room(self, rng):
         """A made-up room, uint8 (SIZE, SIZE, 3), seldom twice the same: a part of a drawn one. In
@@ -594,9 +597,10 @@ def draw_bend(rng):
     return np.dstack([x, y])
 
 
-def draw_spread():
-    """How far from each pixel it comes from, float32 (2 * SIZE, 2 * SIZE, 2), where fingers about a
-    palm in the middle close: at an angle a from upwards, from a + sin(a)."""
+def draw_fan():
+    """The step from each pixel to where it comes from, float32 (2 * SIZE, 2 * SIZE, 2), that closes
+    fingers about a palm in the middle: r * sin(a) along the circle, at the distance r and the angle
+    a from upwards. Times a number below 0 it spreads them."""
     y, x = np.mgrid[-SIZE:SIZE, -SIZE:SIZE].astype(np.float32)
     return np.dstack([-x * y, x * x]) / np.maximum(1, np.hypot(x, y))[..., None]
 
