@@ -457,7 +457,7 @@ def read_images(source, names, skip=NoImage):
 
     image: uint8 (224, 224, 3), BGR. Read by all cores, a few ahead: memory does not grow.
     """
-    cores = os.cpu_count() or 1
+    cores = cores_of_this_process()
     waiting = deque()
     with ThreadPoolExecutor(cores) as pool:
         for start in range(0, len(names), 16):  # handing over images one at a time takes 1/5 more
@@ -466,6 +466,12 @@ def read_images(source, names, skip=NoImage):
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
+
+
+def cores_of_this_process():
+    if hasattr(os, "sched_getaffinity"):  # fewer than there are, where a task got a part of them
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def read_block(source, names, skip=NoImage):
@@ -536,7 +542,8 @@ def load_dataset(folder):
     if any((folder / name).exists() for name in (".partial", ".whole")):
         with locked(folder):  # says so if preprocess.py is at work; if it was killed, tidies up
             finish_move(folder)
-    return read_json(folder / "dataset.json", "rows columns classes files", "preprocess.py")
+    keys = "classes columns split seed source counts rows files"
+    return read_json(folder / "dataset.json", keys, "preprocess.py")
 
 
 def load_split(folder, split, dataset):

@@ -439,7 +439,7 @@ def with_looks(model):
     stored = Input(model.input_shape[1:], dtype="uint8")
     images = ops.cast(stored, "float32")
     for_each = ops.zeros_like(images[:, 0, :1, 0])  # Keras on JAX wants a move for each image
-    answers, middle = [], model.input_shape[1] / 2
+    answers, middle = [], (model.input_shape[1] - 1) / 2  # as the first pixel is 0
     for larger, right, down in LOOKS:
         a, x, y = 1 / larger, middle - (middle + right) / larger, middle - (middle + down) / larger
         move = np.float32([a, 0, x, 0, a, y, 0, 0])  # where each pixel comes from

@@ -1,7 +1,7 @@
 """Train the article's network, an AlexNet with batch normalisation, on Numpy_folder/*.npy.
 
 Reads what preprocess.py wrote in Numpy_folder/ and writes
-    Checkpoint/weights.{epoch:02d}-{val_loss:.2f}.hdf5   after each epoch, for Keras to go on from
+    Checkpoint/weights.{epoch:02d}-{val_loss:.2f}.hdf5   after each epoch, to go on from
     Checkpoint/run.json, history.csv                     settings, loss and accuracy of each epoch
     Checkpoint/history.png                               the same as curves
     Weights_Full/model.json, model_weights.h5            the network and its last weights
@@ -207,7 +207,7 @@ def parse_options(argv):
 
 
 def recipe(options, steps):
-    """The loss and the optimizer of --vary: a rate that grows for an epoch, then falls to 0."""
+    """The loss and optimizer of --vary: a rate that grows from 0 for an epoch, then falls to 0."""
     rate = keras.optimizers.schedules.CosineDecay(
         0.0,
         decay_steps=max(1, (options.epochs - 1) * steps),
@@ -284,7 +284,7 @@ class Varied(Batches):
             raise UserError(f"{path} is missing or can't be loaded: {error}") from None
         self.growing = 0.4 * options.epochs
         self.makers, self.lock = vary_hands.Makers(self.variation), Lock()
-        self.draw(options.seed, options.epochs - 1)  # for --dry-run: at full strength
+        self.draw(options.seed, options.epochs - 1)  # --dry-run times these, at full strength
 
     def draw(self, seed, epoch):
         """The order of an epoch and what is varied in it; the seed is the variation's own."""
@@ -294,7 +294,8 @@ class Varied(Batches):
 
     def __getitem__(self, index):
         with self.lock:  # two threads of Keras may ask
-            ahead = index + 1 + math.ceil(self.makers.at_once / self.batch_size)
+            part = len(self.places(index))  # of a batch, this process's
+            ahead = index + 1 + math.ceil(self.makers.at_once / part)
             for near in range(index, min(ahead, len(self))):
                 if near not in self.coming:
                     self.coming[near] = self.makers.begin(self.places(near), self.strength)
@@ -621,7 +622,7 @@ def on_all_devices(model):
 
 CHECKPOINTS = "weights.*.hdf5"
 METRICS = ("accuracy", "loss", "val_accuracy", "val_loss")
-# Not epochs, but with --vary; not keep.
+# Not keep; epochs only with --vary, as a part of "vary".
 SETTINGS = ("learning_rate", "momentum", "batch_size", "seed", "precision", "vary")
 
 
@@ -787,13 +788,15 @@ class Run(keras.callbacks.Callback):
                 raise UserError(said[1]) from None  # of a batch, in the words of TensorFlow
             if not is_memory(error):
                 raise
-            size = self.options.batch_size
+            size, fresh = self.options.batch_size, "" if self.options.dry_run else ", with --fresh"
             raise UserError(
-                f"not enough memory for --batch-size {size}: take a smaller one"
+                f"not enough memory for --batch-size {size}: take a smaller one{fresh}"
             ) from None
 
     def print_best(self):
-        best = best_intact(self.folder, self.epochs, self.settings)
+        best = best_intact(self.folder, self.epochs, self.settings)  # says it where there is none
+        if best is None:
+            return
         word = "last" if self.settings["vary"] else "best"
         print(
             f"{word} epoch {best['epoch']}: val_loss {best['val_loss']:.4g}, "
@@ -815,7 +818,7 @@ def folders_to_write(options):
 
 
 def draw_history(path, epochs, settings):
-    """Draw loss and accuracy of all epochs, of training and validation, the best one marked."""
+    """Draw loss and accuracy of all epochs, of training and validation, the best or last marked."""
     from matplotlib.figure import Figure  # takes half a second
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 

@@ -24,8 +24,9 @@ from queue import SimpleQueue
 from tempfile import TemporaryFile
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from preprocess import HERE, IMAGE_SIZE, UserError, between, ending_in_one_line, frame
-from preprocess import load_dataset, load_split, replacing, run_main, spread
+from preprocess import HERE, IMAGE_SIZE, UserError, between, cores_of_this_process
+from preprocess import ending_in_one_line, frame, load_dataset, load_split, replacing, run_main
+from preprocess import spread
 
 import cv2  # after preprocess, which says what to do where one of these is missing
 import numpy as np
@@ -658,12 +659,6 @@ class Makers:
             process, _ = self.idle.get()
             with process:  # which closes its pipes and waits for its end
                 process.kill()
-
-
-def cores_of_this_process():
-    if hasattr(os, "sched_getaffinity"):  # fewer than there are, where a task got a part of them
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 READY = b"ready"

@@ -490,6 +490,9 @@ def test_the_best_checkpoint_deleted(dataset, copy, capsys):
     assert capsys.readouterr().out.splitlines()[0].startswith("ignored: ")
     best = training.best_intact(copy / "Checkpoint", others, settings)
     assert best == others[1]
+    (copy / "Checkpoint" / others[1]["file"]).unlink()
+    training.Run.print_best(run)  # and the network is written
+    assert capsys.readouterr().out.splitlines()[-1].startswith("ignored: ")
 
 
 @pytest.mark.parametrize("kind", ["empty", "cut", "changed"])

@@ -580,8 +580,12 @@ def test_no_memory_names_the_batch_size(dataset, tmp_path, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(keras.Sequential, "fit", refuse)
-    with pytest.raises(preprocess.UserError, match="not enough memory for --batch-size 8: take"):
+    advice = "not enough memory for --batch-size 8: take a smaller one, with --fresh"
+    with pytest.raises(preprocess.UserError, match=advice):
         in_process(dataset, tmp_path)
+    with pytest.raises(preprocess.UserError, match="with --fresh"):  # else it is refused
+        open_run(dataset, tmp_path, "--batch-size", "4")
+    open_run(dataset, tmp_path, "--batch-size", "4", "--fresh")
 
 
 def test_float16_on_a_processor_is_warned_of(capsys):

@@ -399,6 +399,12 @@ def test_rate_and_strength(dataset, monkeypatch):
         again = varied[index]
         assert np.array_equal(again[0], images) and np.array_equal(again[1], labels)
         assert np.array_equal(labels, batches.labels[varied.order[4 * index : 4 * index + 4]])
+    varied.makers.at_once = 4
+    for processes in (1, 2, 4):  # as many images are begun, of smaller parts of batches
+        monkeypatch.setattr(training, "this_process", lambda count=processes: (0, count))
+        varied.draw(0, 10)
+        varied[0]
+        assert len(varied.coming) == processes
     options = training.parse_options([])
     assert (options.learning_rate, options.momentum) == (0.001, 0.0)
 
