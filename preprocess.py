@@ -71,7 +71,8 @@ def main(argv=None):
     listing = [(name, label) for name, label in listing if label in classes]
 
     with new_dataset(options.numpy_folder) as folder:  # which moves there when the block ends
-        check_room(folder, len(listing) * (IMAGE_SIZE * IMAGE_SIZE * 3 + len(columns) * 4))
+        size = len(listing) * (IMAGE_SIZE * IMAGE_SIZE * 3 + len(columns) * 4)
+        check_room(options.numpy_folder, size)
         splits, skipped = write_splits(
             folder, source, listing, columns, options.train, options.validation
         )
@@ -161,9 +162,10 @@ class Folder:
             if not below.parts:
                 folders[:] = [folder for folder in folders if folder not in but]
                 files = [file for file in files if file not in but]
-            if (real := os.path.realpath(parent)) in seen or len(below.parts) > 6:
-                folders.clear()  # a link that leads round in circles; Kaggle goes three deep
+            if (real := os.path.realpath(parent)) in seen:
+                folders.clear()  # by a link, which may lead round in circles
                 continue
+            folders.sort(key=lambda name: (Path(parent, name).is_symlink(), name))  # links last
             seen.add(real)
             self.names += [(below / file).as_posix() for file in files]
 
@@ -418,8 +420,8 @@ def write_splits(folder, source, listing, columns, train_count, validation_count
 def write_arrays(folder, source, splits, columns):
     """Write the six files; return the images that can't be used, {name: why}.
 
-    If there are any, the files must be written again: they are shorter than their headers say.
-    One that is twice there, under two names, is used once: else it might be trained and tested.
+    If there are any, the files must be written again: for an image that can't be read there is no
+    row. One that is there twice, under two names, is used once, or it might be trained and tested.
     """
     names = [name for split in SPLITS for name, _ in splits[split]]
     images = iter(tqdm(read_images(source, names), total=len(names), unit=" images", disable=None))
@@ -439,8 +441,9 @@ def write_arrays(folder, source, splits, columns):
         with open(folder / f"{split}_classes.npy", "wb") as file:
             write_header(file, "<f4", (len(indices), len(columns)))
             file.write(np.eye(len(columns), dtype="<f4")[indices])
+    next(images, None)  # the end, or the bar stops one image short of it
     for names in seen.values():
-        first, *copies = sorted(names)
+        first, *copies = sorted(names, key=lambda name: frame((name, None)))
         bad |= {copy: f"the same picture as {shown([first])}" for copy in copies}
     return bad
 

@@ -47,7 +47,7 @@ class Hand:
     """
     One hand while it is drawn. `relief` is a uint8 array (SIZE*ZOOM, SIZE*ZOOM): 0 where
     there is no hand, else how bright the skin is. `matrix` (2, 2) and `middle` (2,) take
-    hand units to picture pixels.
+    hand units to pixels of the picture; the hand keeps both for those of `relief`.
     """
 
     def __init__(self, matrix, middle):
@@ -270,8 +270,7 @@ def draw_picture(letter, rng):
 
 
 def write_picture(path, picture):
-    if not cv2.imwrite(str(path), picture, [cv2.IMWRITE_JPEG_QUALITY, QUALITY]):
-        raise OSError(f"cannot write {path}")
+    path.write_bytes(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1])
 
 
 def write_pictures(folder, count, seed):

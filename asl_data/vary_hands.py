@@ -282,7 +282,7 @@ def cut_hands(images, letters, names):
     the frame's. Photographs of many rooms, as of a telephone, keep them.
     """
     places = [frame((name.rpartition("/")[2], None)) for name in names]  # [..., number, ".jpg"]
-    blocks = np.array([(place[-2] - 1) // BLOCK if place[1:] else 0 for place in places])
+    blocks = np.array([max(place[-2] - 1, 0) // BLOCK if place[1:] else 0 for place in places])
     masks = np.zeros((len(images), SIZE * SIZE // 8), np.uint8)
     with ThreadPoolExecutor(cores_of_this_process()) as pool:
         for block in np.unique(blocks):

@@ -309,6 +309,21 @@ def test_a_link_round_in_circles_is_walked_once(kaggle, tmp_path):
     assert len(names) == 36 + 3 and not any("round" in name for name in names)
 
 
+def test_folders_lie_deep_and_have_their_own_names(drawings, tmp_path):
+    data = copy_images(drawings, tmp_path / "1/2/3/4/5/6/7/8", "{}/{}.jpg".format)
+    for number in range(8):  # whatever the order in which the disk names them
+        (data / f"newest_{number}").symlink_to("A")
+    names = preprocess.Folder(tmp_path).names
+    assert len(names) == 36 and not any("newest" in name for name in names)
+
+
+def test_the_bar_of_the_images_ends(drawings, tmp_path, monkeypatch, capsys):
+    bar = preprocess.tqdm
+    monkeypatch.setattr(preprocess, "tqdm", lambda *a, **k: bar(*a, **k | {"disable": False}))
+    make(tmp_path, "--data", drawings)
+    assert "100%" in capsys.readouterr().err
+
+
 def test_classes_named_as_folders_of_asl_data(drawings, tmp_path):
     names = {"A": "new", "B": "demo", "C": "C"}
     copy_images(drawings, tmp_path / "data", lambda x, i: f"{names[x]}/{i}.jpg")
@@ -321,15 +336,17 @@ def test_no_picture_is_twice_there(drawings, tmp_path, capsys):
     data = copy_images(drawings, tmp_path / "data", "{}_{}.jpg".format)
     for copy in ("A_1 (1).jpg", "A_1 - copy.jpg", "B_5x.jpg"):
         shutil.copy(data / f"{copy[:3]}.jpg", data / copy)
+    shutil.copy(data / "C_7.jpg", data / "C_20.jpg")
     for seed in ("0", "1"):
         _, facts = make(tmp_path / seed, "--data", data, "--seed", seed)
         assert facts["skipped"] == {
             "A_1 - copy.jpg": "the same picture as A_1 (1).jpg",
             "A_1.jpg": "the same picture as A_1 (1).jpg",
             "B_5x.jpg": "the same picture as B_5.jpg",
+            "C_20.jpg": "the same picture as C_7.jpg",
         }
         assert sum(len(names) for names in facts["rows"].values()) == 36
-    said = "skipped 3 images; the others are split again\n  A_1 - copy.jpg: the same picture as "
+    said = "skipped 4 images; the others are split again\n  A_1 - copy.jpg: the same picture as "
     assert said in capsys.readouterr().out
 
 

@@ -72,6 +72,9 @@ def test_hands_are_cut_out(still):
     taken, overlap = overlaps(*still)
     assert taken.mean() > 0.7
     assert np.median(overlap) > 0.95 and overlap.min() > 0.8
+    images, labels, names, hands = still
+    from_0 = [re.sub(r"\d+", lambda number: str(int(number[0]) - 1), name) for name in names]
+    assert np.array_equal(overlaps(images, labels, from_0, hands)[0], taken)
 
 
 @pytest.mark.parametrize(
