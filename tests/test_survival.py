@@ -151,7 +151,7 @@ def test_no_room(drawings, tmp_path, small_disk, start_stopped):
     options = ["--data", drawings, "--numpy-folder", disk / "out"]
     done = script("preprocess.py", *options)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert " has 0.004 GB free, 0.005 GB are to come: make room" in done.stderr
+    assert f"{disk / 'out'} has 0.004 GB free, 0.005 GB are to come: make room" in done.stderr
     assert {path.name for path in (disk / "out").iterdir()} == {".lock"}
 
     small_disk("100m")
@@ -310,6 +310,10 @@ def test_labels_that_were_changed(dataset, tmp_path):
     facts["columns"][:2] = "BA"
     (tmp_path / "out" / "dataset.json").write_text(json.dumps(facts))
     with pytest.raises(preprocess.UserError, match="dataset.json is damaged .*CRC-32 does not fit"):
+        load(tmp_path / "out", "train")
+    del facts["crc32"], facts["counts"]  # as an earlier version wrote it
+    preprocess.write_json(tmp_path / "out" / "dataset.json", facts)
+    with pytest.raises(preprocess.UserError, match="dataset.json is damaged .*no counts"):
         load(tmp_path / "out", "train")
 
 
