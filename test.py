@@ -39,17 +39,6 @@ with ending_in_one_line():
     from keras.models import Sequential, model_from_json
     from sklearn.metrics import accuracy_score, classification_report, confusion_matrix
 
-# of an image: so many times as large, so many pixels to the right, and down
-LOOKS = (
-    (1, 0, 0),
-    (1.15, 0, 0),
-    (0.87, 0, 0),
-    (1, -12, 0),
-    (1, 12, 0),
-    (1, 0, -12),
-    (1, 0, 12),
-)
-
 
 def main(argv=None):
     options = parse_options(argv)
@@ -68,14 +57,14 @@ def main(argv=None):
     model.summary()
     print_weights(weights, epoch, trained["settings"].get("start_from"))
 
-    if options.looks:
+    if options.looks > 1:
         model = with_looks(model)
     probabilities = model.predict(Batches(images, labels, 32), verbose=0)
     predicted, expected = probabilities.argmax(axis=1), labels.argmax(axis=1)
     what = f"{dataset['split']} split"
     print_accuracy(dataset["columns"], expected, predicted, what, options.looks)
 
-    write_report(options, dataset, expected, predicted, weights, epoch)
+    write_report(options.weights_full, dataset, expected, predicted, weights, epoch, options.looks)
     draw_confusion(options.weights_full, dataset["columns"], expected, predicted)
     draw_mistakes(options.weights_full, dataset, images, expected, probabilities)
 
@@ -93,7 +82,7 @@ def parse_options(argv):
         "--page", nargs="?", const=7860, type=between(int, 1, 65535), metavar="PORT", help=about
     )
     about = "look at each image seven times, take the mean of what is read (default: once)"
-    parser.add_argument("--looks", action="store_true", help=about)
+    parser.add_argument("--looks", action="store_const", const=len(LOOKS), default=1, help=about)
     about = "weights to use (default: those of the lowest val_loss, of --vary the last)"
     parser.add_argument("--weights", type=Path, metavar="FILE", help=about)
     add_folders(parser)
@@ -116,8 +105,8 @@ def print_weights(path, epoch, start=None):
 
 def print_accuracy(columns, expected, predicted, what, looks):
     """Print the accuracy, on what it is, and right / total of each class that there is."""
-    if looks:
-        what += f", {len(LOOKS)} looks at each"
+    if looks > 1:
+        what += f", {looks} looks at each"
     print("##################")
     print(f"Accuracy: {accuracy_score(expected, predicted):.4f} ({what})")
     print("##################")
@@ -130,7 +119,7 @@ def print_accuracy(columns, expected, predicted, what, looks):
 # ---- what the test leaves to look at ----
 
 
-def write_report(options, dataset, expected, predicted, weights, epoch):
+def write_report(folder, dataset, expected, predicted, weights, epoch, looks):
     """report.json: scikit-learn's classification_report, and what was tested on what."""
     classes = sorted({*expected, *predicted})
     names = [dataset["columns"][index] for index in classes]
@@ -143,11 +132,11 @@ def write_report(options, dataset, expected, predicted, weights, epoch):
         "macro avg": scores["macro avg"],
         "weights": str(weights),
         "epoch": epoch,
-        "looks": len(LOOKS) if options.looks else 1,
+        "looks": looks,
         "data": {name: dataset[name] for name in ("source", "split", "seed", "files")},
         "counts": dataset["counts"]["test"],
     }
-    with picture(options.weights_full / "report.json") as path:
+    with picture(folder / "report.json") as path:
         path.write_text(json.dumps(report, indent=1), encoding="utf-8")
 
 
@@ -229,7 +218,7 @@ def read_letters(options):
         weights, trained, epoch = choose_weights(options, network)
         model = load_model(options.weights_full, network, weights)
         print_weights(weights, epoch)
-        if options.looks:
+        if options.looks > 1:
             model = with_looks(model)
         if options.page:
             show_page(model, trained, options.page)
@@ -428,6 +417,18 @@ def load_model(folder, network, weights):
     with reading(weights, "training.py"):
         model.load_weights(weights)
     return model
+
+
+# of an image: so many times as large, so many pixels to the right, and down
+LOOKS = (
+    (1, 0, 0),
+    (1.15, 0, 0),
+    (0.87, 0, 0),
+    (1, -12, 0),
+    (1, 12, 0),
+    (1, 0, -12),
+    (1, 0, 12),
+)
 
 
 def with_looks(model):

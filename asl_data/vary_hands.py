@@ -24,9 +24,8 @@ from queue import SimpleQueue
 from tempfile import TemporaryFile
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from preprocess import HERE, IMAGE_SIZE, UserError, between, cores_of_this_process
-from preprocess import ending_in_one_line, frame, load_dataset, load_split, replacing, run_main
-from preprocess import spread
+from preprocess import HERE, IMAGE_SIZE, UserError, between, cores_of_this_process, frame
+from preprocess import ending_in_one_line, load_dataset, load_split, replacing, run_main, spread
 
 import cv2  # after preprocess, which says what to do where one of these is missing
 import numpy as np

@@ -311,7 +311,13 @@ def test_labels_that_were_changed(dataset, tmp_path):
     (tmp_path / "out" / "dataset.json").write_text(json.dumps(facts))
     with pytest.raises(preprocess.UserError, match="dataset.json is damaged .*CRC-32 does not fit"):
         load(tmp_path / "out", "train")
-    del facts["crc32"], facts["counts"]  # as an earlier version wrote it
+
+
+def test_dataset_json_of_an_earlier_version(dataset, tmp_path):
+    """Refused before an epoch or a test is lost."""
+    shutil.copytree(dataset, tmp_path / "out")
+    facts = preprocess.load_dataset(tmp_path / "out")
+    del facts["counts"]
     preprocess.write_json(tmp_path / "out" / "dataset.json", facts)
     with pytest.raises(preprocess.UserError, match="dataset.json is damaged .*no counts"):
         load(tmp_path / "out", "train")
