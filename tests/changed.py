@@ -1,15 +1,13 @@
-"""How well a network reads validation frames changed in other ways than `--vary` changes them.
+"""How well a network reads validation frames changed in other ways than `--augment` changes them.
 
     python preprocess.py --split in-order
-    python training.py --vary
+    python training.py --augment
     python tests/changed.py
 
-For choosing between variations, without other people's hands: these stay the examiner. The hands
-are cut out and put before photographs that are installed with scikit-learn (a pagoda, a flower)
-and matplotlib (a face with a flag), which no network was trained on. They are cut out as `--vary`
-does it, so compare networks with one commit of this, and as their edges are those of training,
-hands before a room of their own may be harder. Prints the accuracy for each change, of all and of
-each letter, of the frames whose hand could be cut out; with --sheet FILE draws nine of each.
+For choosing between augmentations, without other people's hands: these stay the examiner. Hands
+are cut out and put before photographs that come with scikit-learn (a pagoda, a flower) and
+matplotlib (a face). They are cut out as by `--augment`, so compare networks by one commit of this.
+Prints the accuracy for each change, of all and of each letter.
 """
 
 import argparse
@@ -18,23 +16,23 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from asl_data import vary_hands
-from preprocess import HERE, between, load_dataset, load_split, run_main
-from test import check_classes, load_model
-from training import load_class_names
+from asl_data import augment_hands
+from preprocess import load_dataset, load_split, run_main
+from test import load_network, predict  # noqa: E402
+from training import add_folders
 
 import cv2
 import matplotlib
 import numpy as np
 from sklearn.datasets import load_sample_images
 
-SIZE, EDGE = vary_hands.SIZE, vary_hands.EDGE
+SIZE, EDGE = augment_hands.SIZE, augment_hands.EDGE
 
 
 def place(image, hand, rng, size, behind):
     """The hand, `size` of the picture wide or high, somewhere before what is behind it."""
     image, hand = (np.ascontiguousarray(each[EDGE:-EDGE, EDGE:-EDGE]) for each in (image, hand))
-    top, bottom, left, right = vary_hands.fist_box(hand)
+    top, bottom, left, right = augment_hands.fist_box(hand)
     scale = size * SIZE / max(right - left, bottom - top)
     x, y = rng.uniform(size * SIZE / 2, SIZE - size * SIZE / 2, 2)
     x, y = x - scale * (left + right) / 2, y - scale * (top + bottom) / 2
@@ -70,7 +68,7 @@ def lit(image, hand, rng):
 
 
 def turned(image, hand, rng):
-    """By 35 degrees; --vary turns by 25 at most, and skews and tilts."""
+    """By 35 degrees; --augment turns by 25 at most, and skews and tilts."""
     move = cv2.getRotationMatrix2D((SIZE / 2, SIZE / 2), rng.choice((-35, 35)), 1)
     image = cv2.resize(image[EDGE:-EDGE, EDGE:-EDGE], (SIZE, SIZE))
     return cv2.warpAffine(image, move, (SIZE, SIZE), borderMode=cv2.BORDER_REPLICATE)
@@ -107,40 +105,34 @@ def changes():
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for option, name in (("--numpy-folder", "Numpy_folder"), ("--weights-full", "Weights_Full")):
-        about = f"(default: {name} beside the scripts)"
-        parser.add_argument(option, type=Path, default=HERE / name, metavar="DIR", help=about)
-    about = "frames of each letter (default: 150)"
-    parser.add_argument("--count", type=between(int, 3), default=150, help=about)
+    add_folders(parser)
+    add = parser.add_argument
+    add("--weights", type=Path, metavar="FILE", help="(default: the best checkpoint)")
+    add("--count", type=int, default=150, help="frames of each letter (default: 150)")
     about = "draw nine frames of each change (default: draw none)"
-    parser.add_argument("--sheet", type=Path, metavar="FILE", help=about)
+    add("--sheet", type=Path, metavar="FILE", help=about)
     options = parser.parse_args(argv)
+    model, _ = load_network(options)
     dataset = load_dataset(options.numpy_folder)
-    network = load_class_names(options.weights_full)
-    check_classes(network, dataset)
-    model = load_model(options.weights_full, network, options.weights_full / "model_weights.h5")
     images, labels = load_split(options.numpy_folder, "validation", dataset)
-    columns, rng = labels.argmax(axis=1), np.random.default_rng(7)
-    hands = vary_hands.cut_hands(images, columns, dataset["rows"]["validation"])
-    free = np.flatnonzero(hands.any(axis=1))
-    letters = np.unique(columns[free])
-    rows = [rng.permutation(free[columns[free] == c])[: options.count] for c in letters]
+    letters, rng = labels.argmax(axis=1), np.random.default_rng(7)
+    masks = augment_hands.cut_hands(images, letters, dataset["rows"]["validation"])
+    cut = np.flatnonzero(masks.any(axis=1))
+    found = np.unique(letters[cut])
+    rows = [rng.permutation(cut[letters[cut] == letter])[: options.count] for letter in found]
     rows = np.concatenate(rows) if rows else sys.exit("no hand can be cut out")
-    hands = [np.unpackbits(hands[row]).reshape(SIZE, SIZE) for row in rows]
-    names = [dataset["columns"][column] for column in letters]
+    masks = [np.unpackbits(masks[row]).reshape(SIZE, SIZE) for row in rows]
+    names = [dataset["columns"][letter] for letter in found]
     print(f"{len(rows)} frames; accuracy of all, of {', '.join(names)}")
     sheet = []
     for name, change in changes().items():
-        rng = np.random.default_rng(11)
-        changed = np.stack(
-            [
-                np.clip(change(np.array(images[row]), hand, rng), 0, 255).astype(np.uint8)
-                for row, hand in zip(rows, hands)
-            ]
-        )
-        sheet.append(np.hstack(changed[np.linspace(0, len(rows) - 1, 9).astype(int)]))
-        right = model.predict(changed, batch_size=32, verbose=0).argmax(axis=1) == columns[rows]
-        each = [right[columns[rows] == column].mean() for column in letters]
+        rng, changed = np.random.default_rng(11), []
+        for row, mask in zip(rows, masks):
+            image = change(np.array(images[row]), mask, rng)
+            changed.append(np.clip(image, 0, 255).astype(np.uint8))
+        sheet.append(np.hstack(changed[:: max(1, len(changed) // 9)][:9]))
+        right = predict(model, changed).argmax(axis=1) == letters[rows]
+        each = [right[letters[rows] == letter].mean() for letter in found]
         print(f"{name:40} {right.mean():.3f}  ", *(f"{value:.2f}" for value in each), flush=True)
     if options.sheet:
         cv2.imwrite(str(options.sheet), np.vstack(sheet))

@@ -1,10 +1,11 @@
-"""The three scripts in order, as the README has them."""
+"""The three scripts in order, as the README has them, and the two helpers of asl_data/."""
 
 import shutil
 import subprocess
 import sys
 
-from conftest import ROOT, environment
+import cv2
+from conftest import ROOT, script
 
 
 def test_in_order_from_another_folder(drawings, tmp_path):
@@ -12,6 +13,7 @@ def test_in_order_from_another_folder(drawings, tmp_path):
     project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
     elsewhere.mkdir()
     shutil.copytree(drawings, project / "asl_data" / "new")
+    shutil.copy(ROOT / "asl_data" / "augment_hands.py", project / "asl_data")
     said = {}
     for name, *options in (
         ("preprocess.py",),
@@ -19,27 +21,38 @@ def test_in_order_from_another_folder(drawings, tmp_path):
         ("test.py",),
     ):
         shutil.copy(ROOT / name, project)
-        said[name] = subprocess.run(
-            [sys.executable, project / name, *options],
-            cwd=elsewhere,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            encoding="utf-8",
-            check=True,
-        ).stdout.splitlines()
+        command = [sys.executable, project / name, *options]
+        done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=True)
+        said[name] = done.stdout.splitlines()
     assert list(elsewhere.iterdir()) == []
+    assert said["preprocess.py"][0].endswith("asl_data/new: 36 images")
     assert said["preprocess.py"][-1] == "Data preprocessing success!"
     assert said["training.py"][-1] == "Saved model to disk"
-    assert said["test.py"][-7].startswith("##################")
-    assert said["test.py"][-6].startswith("Accuracy: ")
-    assert "mistakes" in said["test.py"][-1]
-    assert {path.name for path in project.iterdir() if path.name != "__pycache__"} == {
-        *("preprocess.py", "training.py", "test.py"),
-        *("asl_data", "Numpy_folder", "Checkpoint", "Weights_Full"),
-    }
+    assert said["test.py"][-6].startswith("Accuracy: ") and "mistakes" in said["test.py"][-1]
+    written = {path.relative_to(project).as_posix() for path in project.rglob("*.*")}
+    assert {
+        "Numpy_folder/samples.jpg",
+        "Checkpoint/history.png",
+        "Weights_Full/model.json",
+        "Weights_Full/confusion.png",
+        "Weights_Full/mistakes.jpg",
+    } < written
+
+
+def test_drawings_depend_on_the_seed_only(drawings, tmp_path):
+    names = {f"{letter}_{i}.jpg" for letter in "ABC" for i in range(1, 13)}
+    assert {path.name for path in drawings.iterdir()} == names
+    for folder, *seed in ("same",), ("other", "--seed", "1"):
+        options = ("--output", tmp_path / folder, "--count", "2", *seed)
+        done = script("asl_data/draw_hands.py", *options, check=True)
+        assert "these are drawings" in done.stdout
+        for path in (tmp_path / folder).iterdir():
+            assert cv2.imread(str(path)).shape == (200, 200, 3)
+            same = path.read_bytes() == (drawings / path.name).read_bytes()
+            assert same == (folder == "same")
 
 
 def test_no_script_names_tensorflow():
-    """Any backend of Keras will do: no tf.* in the code."""
+    """Any backend of Keras will do."""
     for name in ("preprocess.py", "training.py", "test.py"):
         assert "import tensorflow" not in (ROOT / name).read_text(encoding="utf-8")

@@ -1,235 +1,339 @@
-"""test.py: which weights it takes, what it prints, what it refuses."""
+"""test.py: which weights it takes, what it prints and draws, what it reads, the page."""
 
-import json
+import glob
 import os
 import re
 import shutil
+import socket
+import subprocess
+import time
+from contextlib import suppress
 
-import h5py
+import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, folder_options, load, load_script, replace, script
+from conftest import ROOT, change_json, command, copy_images, folders, last_line, load
+from conftest import load_script, make, run_of, script
 from sklearn.metrics import accuracy_score
 
 import preprocess
 import training
+from preprocess import UserError
 
 test_script = load_script(ROOT / "test.py")
+LINE = re.compile(r"^(.*): (\S+) ([\d.]+), then (\S+) ([\d.]+)(, but it is (\S+))?$", re.MULTILINE)
 
 
-def run_test(dataset, folder, *arguments):
-    options = ["--numpy-folder", dataset, *folder_options(folder), *arguments]
-    test_script.main([str(option) for option in options])
+def run_test(folder, *arguments):
+    test_script.main([*map(str, arguments), *map(str, folders(folder))])
+
+
+def checkpoints(folder):
+    return [folder / "Checkpoint" / row["file"] for row in run_of(folder)["epochs"]]
 
 
 def weights(output):
     """The name of the file that the weights came from."""
-    return re.search("^weights .*/(.*): epoch", output, re.MULTILINE)[1]
+    return re.search("^weights .*/(.*)", output, re.MULTILINE)[1]
 
 
-def change_run(folder, change):
-    """Let a function change what run.json says."""
-    path = folder / "Checkpoint" / "run.json"
-    run = training.load_run(path.parent)
-    change(run)
-    replace(path, b"")
-    preprocess.write_json(path, run)
-
-
-def set_val_loss(folder, epoch, val_loss):
-    change_run(folder, lambda run: run["epochs"][epoch].update(val_loss=val_loss))
-
-
-def checkpoints(folder):
-    return sorted((folder / "Checkpoint").glob("*.hdf5"))
+# ---- the test ----
 
 
 def test_output(dataset, copy):
-    done = script("test.py", "--numpy-folder", dataset, *folder_options(copy), check=True)
-    summary, _, rest = done.stdout.partition("weights ")
-    assert "Total params: 28,103,776" in summary
-    right = re.findall(r"^([ABC])  (\d)/1$", rest, flags=re.MULTILINE)
+    done = script("test.py", "--numpy-folder", dataset, *folders(copy), check=True)
+    assert "Total params: 28,103,776" in done.stdout
+    right = re.findall(r"^([ABC])  (\d)/1$", done.stdout, flags=re.MULTILINE)
     assert [label for label, _ in right] == ["A", "B", "C"]
     accuracy = sum(int(number) for _, number in right) / 3
-    assert (
-        f"\n##################\nAccuracy: {accuracy:.4f} (random split)\n##################\nA  "
-        in rest
-    )
+    frame = "##################"
+    assert f"\n{frame}\nAccuracy: {accuracy:.4f} (random split)\n{frame}\nA  " in done.stdout
+    wrong = round(3 * (1 - accuracy))
+    assert f"\n{wrong} mistakes: see {copy / 'Weights_Full' / 'mistakes.jpg'}\n" in done.stdout
+    assert min(cv2.imread(str(copy / "Weights_Full" / "confusion.png")).shape[:2]) > 400
+    assert cv2.imread(str(copy / "Weights_Full" / "mistakes.jpg")).std() > 20
 
 
 def test_accuracy_is_that_of_the_weights(dataset, copy, capsys):
     """The figure equals one computed apart: the article's predict and accuracy_score."""
-    path = checkpoints(copy)[1]
-    run_test(dataset, copy, "--weights", path)
+    path = checkpoints(copy)[0]
+    run_test(copy, "--numpy-folder", dataset, "--weights", path)
     model = training.keras.models.load_model(path)
     images, labels = (np.asarray(array) for array in load(dataset, "test"))
     predicted = [np.argmax(row) for row in model.predict(images, verbose=0)]
     accuracy = accuracy_score([np.argmax(row) for row in labels], predicted)
     output = capsys.readouterr().out
-    assert weights(output) == path.name
-    assert f"Accuracy: {accuracy:.4f}" in output
+    assert weights(output) == path.name and f"Accuracy: {accuracy:.4f}" in output
+    assert "other data" not in output
 
 
-@pytest.mark.parametrize("best", [0, 1, 2])
-def test_takes_the_lowest_val_loss_in_full_precision(dataset, copy, capsys, best):
-    for number in range(3):
-        set_val_loss(copy, number, 0.123456 - 1e-6 * (number == best))
-    run_test(dataset, copy)
+@pytest.mark.parametrize("augment, best", [(False, 0), (False, 1), (True, 1)])
+def test_which_weights(dataset, copy, capsys, augment, best):
+    """The lowest val_loss in full precision; after --augment the last epoch."""
+
+    def change(facts):
+        facts["settings"]["augment"] = augment
+        for number, row in enumerate(facts.get("epochs", [])):
+            row["val_loss"] = 0.123456 - 1e-6 * (number == (0 if augment else best))
+
+    for path in (copy / "Checkpoint" / "run.json", copy / "Weights_Full" / "class_names.json"):
+        change_json(path, change)
+    run_test(copy, "--numpy-folder", dataset)
     assert weights(capsys.readouterr().out) == checkpoints(copy)[best].name
 
 
-def test_checkpoints_of_another_run_do_not_count(dataset, copy, capsys):
-    set_val_loss(copy, 0, 0.0)
-    run_test(dataset, copy)
-    assert weights(capsys.readouterr().out) == checkpoints(copy)[0].name
-    change_run(copy, lambda run: run["settings"].update(seed=77))
-    run_test(dataset, copy)
+def test_without_checkpoints_of_this_run(dataset, copy, capsys):
+    """The last weights, if the run came to its end."""
+    path = copy / "Checkpoint" / "run.json"
+    change_json(path, lambda run: run["settings"].update(seed=77))
+    run_test(copy, "--numpy-folder", dataset)
     assert weights(capsys.readouterr().out) == "model_weights.h5"
-
-
-def test_a_damaged_checkpoint_is_ignored(dataset, copy, capsys):
-    best, last = checkpoints(copy)[0], checkpoints(copy)[2]
-    set_val_loss(copy, 0, 0.0)
-    set_val_loss(copy, 2, 0.001)
-    replace(best, best.read_bytes())
-    with h5py.File(best, "r+") as file:
-        file["optimizer_weights"].attrs["more"] = 1
-    run_test(dataset, copy)
-    output = capsys.readouterr().out
-    assert f"ignored: {best} is missing or damaged" in output and weights(output) == last.name
-    with pytest.raises(preprocess.UserError, match=f"{best.name} is damaged or foreign"):
-        run_test(dataset, copy, "--weights", best)
-
-
-def test_a_run_that_was_cut_off_is_tested_as_it_stands(dataset, copy, tmp_path, capsys):
-    """After its first epoch, before any final weights."""
-    (copy / "Weights_Full" / "model_weights.h5").unlink()
-    network = training.load_class_names(copy / "Weights_Full")
-    del network["files"]["model_weights.h5"]
-    path = copy / "Weights_Full" / "class_names.json"
-    replace(path, b"")
-    preprocess.write_json(path, network | {"last": None})
-    run_test(dataset, copy)
-    assert weights(capsys.readouterr().out).startswith("weights.0")
-    shutil.rmtree(copy / "Checkpoint")
-    with pytest.raises(preprocess.UserError, match="no trained weights yet: run training.py"):
-        run_test(dataset, copy)
-
-
-def test_weights_that_stand_alone(dataset, copy, tmp_path, capsys):
-    """Any file that fits the network is taken; what it was trained on is not known."""
-    alone = tmp_path / "somewhere.hdf5"
-    alone.hardlink_to(checkpoints(copy)[0])
-    run_test(dataset, copy, "--weights", alone)
-    assert f"weights {alone}: nothing beside them says what" in capsys.readouterr().out
-    alone.unlink()
-    alone.write_bytes(b"no HDF5")
-    with pytest.raises(preprocess.UserError, match="somewhere.hdf5 is damaged or foreign"):
-        run_test(dataset, copy, "--weights", alone)
-    with pytest.raises(preprocess.UserError, match="nowhere.hdf5 is missing, or no file"):
-        run_test(dataset, copy, "--weights", tmp_path / "nowhere.hdf5")
-
-
-def test_without_checkpoints_the_last_weights_stay(dataset, copy, capsys):
-    shutil.rmtree(copy / "Checkpoint")
-    run_test(dataset, copy)
-    assert weights(capsys.readouterr().out) == "model_weights.h5"
+    network = copy / "Weights_Full" / "class_names.json"
+    change_json(network, lambda facts: facts.update(trained=False))
+    with pytest.raises(UserError, match="has no checkpoint yet: run training.py"):
+        run_test(copy, "--numpy-folder", dataset)
 
 
 def test_other_data_is_refused_unless_the_weights_are_named(drawings, copy, tmp_path, capsys):
-    preprocess.main(["--data", f"{drawings}", "--numpy-folder", f"{tmp_path / 'n'}", "--seed", "1"])
-    with pytest.raises(preprocess.UserError, match="was trained on other data"):
-        run_test(tmp_path / "n", copy)
-    run_test(tmp_path / "n", copy, "--weights", checkpoints(copy)[0])
+    make(tmp_path / "n", "--data", drawings, "--seed", "1")
+    with pytest.raises(UserError, match="were trained on other data, perhaps on some of these"):
+        run_test(copy, "--numpy-folder", tmp_path / "n")
+    run_test(copy, "--numpy-folder", tmp_path / "n", "--weights", checkpoints(copy)[0])
     output = capsys.readouterr().out
-    assert "trained on other data, which may hold some of the test images\n" in output
+    assert "\nthese weights were trained on other data, perhaps" in output
     assert "Accuracy: " in output
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty", "truncated", "foreign", "changed"])
-@pytest.mark.parametrize("name", ["model.json", "model_weights.h5", "class_names.json"])
-def test_final_files_that_are_damaged(dataset, copy, name, kind):
-    path = copy / "Weights_Full" / name
-    shutil.rmtree(copy / "Checkpoint")  # or the best checkpoint is tested in their place
-    data = path.read_bytes()
-    changed = data.replace(b'"B"', b'"V"').replace(b"conv2d_1", b"conv2d_2").replace(b"0.", b"1.")
-    harms = {"empty": b"", "truncated": data[: len(data) // 2], "changed": changed}
-    replace(path, harms.get(kind, b"[]"))
-    if kind == "missing":
-        path.unlink()
-    with pytest.raises(preprocess.UserError, match=name):
-        run_test(dataset, copy)
+def test_weights_of_unknown_origin_are_said_to_be_so(dataset, copy, tmp_path, capsys):
+    alone = tmp_path / "alone.hdf5"
+    alone.hardlink_to(checkpoints(copy)[0])
+    run_test(copy, "--numpy-folder", dataset, "--weights", alone)
+    assert "these weights were trained on other data, perhaps" in capsys.readouterr().out
 
 
-def test_columns_that_do_not_fit(drawings, trained, tmp_path):
+def test_other_letters_are_refused(drawings, trained, tmp_path):
     names = {"A": "J", "B": "Z", "C": "del"}
-    for path in drawings.iterdir():
-        (tmp_path / "data").mkdir(exist_ok=True)
-        shutil.copy(path, tmp_path / "data" / f"{names[path.name[0]]}{path.name[1:]}")
-    options = ["--data", tmp_path / "data", "--numpy-folder", tmp_path / "n", "--classes", "all"]
-    preprocess.main([str(option) for option in options])
-    with pytest.raises(preprocess.UserError, match="trained on A B C, the data holds J Z del: run"):
-        run_test(tmp_path / "n", trained)
+    copy_images(drawings, tmp_path / "data", lambda label, i: f"{names[label]}/{i}.jpg")
+    make(tmp_path / "n", "--data", tmp_path / "data", "--classes", "all")
+    with pytest.raises(UserError, match="differ in their letters: A B C and J Z del"):
+        run_test(trained, "--numpy-folder", tmp_path / "n")
 
 
-def test_letters_that_the_network_does_not_know(drawings, trained, tmp_path):
-    """As many columns, and other letters in them; also where the weights are named."""
-    names = {"A": "D", "B": "E", "C": "A"}
-    (tmp_path / "data").mkdir()
-    for path in drawings.iterdir():
-        shutil.copy(path, tmp_path / "data" / f"{names[path.name[0]]}{path.name[1:]}")
-    options = ["--data", tmp_path / "data", "--numpy-folder", tmp_path / "n", "--classes", "all"]
-    preprocess.main([str(option) for option in options])
-    for more in ((), ("--weights", checkpoints(trained)[0])):
-        with pytest.raises(preprocess.UserError, match="trained on A B C, the data holds A D E:"):
-            run_test(tmp_path / "n", trained, *more)
-
-
-@pytest.mark.parametrize("name", ["Weights_Full/class_names.json", "Checkpoint/run.json"])
-def test_a_pipe_in_place_of_a_file_is_not_waited_for(dataset, copy, name):
-    (copy / name).unlink()
-    os.mkfifo(copy / name)
-    with pytest.raises(preprocess.UserError, match="json is no file"):
-        run_test(dataset, copy)
-    with pytest.raises(preprocess.UserError, match="json is missing, or no file"):
-        test_script.origin(copy / name)
+def test_weights_that_do_not_fit(dataset, trained, tmp_path):
+    foreign = tmp_path / "foreign.hdf5"
+    small = training.keras.Sequential([training.Input((3,)), training.Dense(2)])
+    small.save(foreign)
+    for path in (foreign, tmp_path / "nowhere.hdf5"):
+        with pytest.raises(UserError, match=f"{path.name} cannot be loaded into this network"):
+            run_test(trained, "--numpy-folder", dataset, "--weights", path)
 
 
 def test_the_step_before_was_not_run(dataset, tmp_path):
-    done = script("test.py", "--numpy-folder", dataset, *folder_options(tmp_path))
-    message = f"test.py: {tmp_path}/Weights_Full/class_names.json is missing: run training.py first"
-    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+    said = last_line("test.py", "--numpy-folder", dataset, *folders(tmp_path))
+    assert said.endswith("Weights_Full/class_names.json is missing: run training.py first")
 
 
-@pytest.mark.parametrize("kind", ["lambda", "module", "another activation"])
-def test_model_json_is_never_executed(dataset, copy, tmp_path, kind):
-    """Refused as it is not what training.py wrote; and where its checksum is forged as well, by
-    keras' safe mode."""
-    harm = tmp_path / "harm"
-    network, names = (copy / "Weights_Full" / name for name in ("model.json", "class_names.json"))
-    config = json.loads(network.read_text())
-    first = config["config"]["layers"][2]
-    if kind == "lambda":
-        code = python_lambda(f"__import__('os').mkdir({str(harm)!r})")
-        first |= {"class_name": "Lambda", "config": {"name": "x", "function": code}}
-    elif kind == "module":
-        first |= {"module": "os", "class_name": "mkdir", "config": {"path": str(harm)}}
-    else:
-        config["config"]["layers"][3]["config"]["activation"] = "tanh"
-    replace(network, json.dumps(config).encode())
-    with pytest.raises(preprocess.UserError, match="model.json is damaged or foreign .CRC-32"):
-        run_test(dataset, copy)
-    facts = training.load_class_names(names.parent)
-    facts["files"]["model.json"] = preprocess.crc32(network)
-    replace(names, b"")
-    preprocess.write_json(names, facts)
-    if kind != "another activation":
-        with pytest.raises(preprocess.UserError, match="model.json is damaged or foreign"):
-            run_test(dataset, copy)
+def test_nothing_in_model_json_is_executed(dataset, copy, tmp_path):
+    """A Lambda with Python code in it: refused by Keras' safe mode."""
+    harm, path = tmp_path / "harm", copy / "Weights_Full" / "model.json"
+    code = training.keras.layers.Lambda(eval(f"lambda x: __import__('os').mkdir({str(harm)!r})"))
+
+    def change(network):
+        function = code.get_config()["function"]
+        layer = {"class_name": "Lambda", "config": {"name": "x", "function": function}}
+        network["config"]["layers"][2] |= layer
+
+    change_json(path, change)
+    with pytest.raises(ValueError, match="unsafe"):
+        run_test(copy, "--numpy-folder", dataset)
     assert not harm.exists()
 
 
-def python_lambda(expression):
-    """A lambda as keras writes it in JSON."""
-    function = training.keras.layers.Lambda(eval(f"lambda x: {expression}"))
-    return function.get_config()["function"]
+def test_the_surest_mistakes_come_first(tmp_path, monkeypatch, capsys):
+    """Of 30 mistakes the 24 surest, with true letter, said letter, probability and name."""
+    import matplotlib.axes
+
+    titles = []
+    monkeypatch.setattr(matplotlib.axes.Axes, "set_title", lambda axes, t, **o: titles.append(t))
+    expected, probabilities = np.arange(90) % 3, np.full((90, 3), 0.01)
+    for index, column in enumerate(expected):
+        said = (column + 1) % 3 if index % 3 == 0 else column
+        probabilities[index, said] = 0.5 + index / 1000
+    names, images = [f"A/{i}.jpg" for i in range(90)], np.zeros((90, 224, 224, 3), np.uint8)
+    path = tmp_path / "mistakes.jpg"
+    test_script.draw_mistakes(path, ["A", "B", "C"], names, images, expected, probabilities)
+    assert len(titles) == 24 and titles[:2] == ["A, said B 0.59\n87.jpg", "A, said B 0.58\n84.jpg"]
+    assert capsys.readouterr().out == f"30 mistakes: see {path}\n"
+    test_script.draw_mistakes(path, ["A"], names, images[:1], expected[:1], np.ones((1, 1)))
+    assert capsys.readouterr().out == f"0 mistakes: see {path}\n"
+
+
+def test_confusion_of_29_classes(tmp_path):
+    classes = [*"ABCDEFGHIJKLMNOPQRSTUVWXYZ", "del", "nothing", "space"]
+    expected = np.arange(290) % 29
+    test_script.draw_confusion(tmp_path / "c.png", classes, expected, (expected * 2) % 29)
+    assert min(cv2.imread(str(tmp_path / "c.png")).shape[:2]) > 1000
+
+
+# ---- pictures ----
+
+
+def test_reads_what_preprocess_would_have_stored(drawings, dataset, trained, capsys):
+    """Letter and probability are those of the network on the arrays."""
+    names = preprocess.load_dataset(dataset)["rows"]["train"]
+    row = training.best_epoch(run_of(trained)["epochs"], augment=False)
+    model = training.keras.models.load_model(trained / "Checkpoint" / row["file"])
+    expected = model.predict(np.asarray(load(dataset, "train")[0]), verbose=0)
+    run_test(trained, *(drawings / name for name in names))
+    output = capsys.readouterr().out
+    lines = LINE.findall(output)
+    assert [line[0] for line in lines] == [str(drawings / name) for name in names]
+    for (name, letter, sure, second, less, _, but), row in zip(lines, expected, strict=True):
+        first, other = np.argsort(-row)[:2]
+        assert letter == preprocess.LETTERS[first] and second != letter
+        assert float(sure) == pytest.approx(row[first], abs=2e-3)
+        assert float(less) == pytest.approx(row[other], abs=2e-3)
+        its = name.rpartition("/")[2][0]
+        assert but == ("" if letter == its else its)
+    right = sum(not line[-1] for line in lines) / 24
+    assert f"Accuracy: {right:.4f} (24 of 24 pictures, whose letter is known)" in output
+
+
+def test_folders_and_zips(drawings, trained, tmp_path, capsys):
+    """Their letters are known where folders or names tell them; the rest does not count."""
+    photos = copy_images(drawings, tmp_path / "photos", "{}/{}.jpg".format)
+    (photos / "C").rename(photos / "unknown")
+    (photos / "A" / "1.jpg").write_bytes(b"no image")
+    (photos / "A" / "2.heic").write_bytes(b"of a telephone")
+    zipped = shutil.make_archive(tmp_path / "more", "zip", photos)
+    run_test(trained, photos / "A", zipped)  # a folder of one letter, too
+    output = capsys.readouterr().out
+    assert f"{photos / 'A' / '1.jpg'}: no image, or damaged\n" in output
+    assert "left out 1: OpenCV cannot read them, convert to .jpg (such as 2.heic)\n" in output
+    assert len(LINE.findall(output)) == 11 + 35
+    assert "(34 of 48 pictures, whose letter is known)" in output
+    assert re.search(r"^A  \d+/22\nB  \d+/12$", output, re.MULTILINE)
+
+
+def test_pictures_that_are_not_there(trained, tmp_path):
+    for path, message in ((tmp_path / "nowhere.jpg", "is no folder"), (tmp_path, "no image")):
+        with pytest.raises(UserError, match=message):
+            run_test(trained, path)
+
+
+def test_seven_views(drawings, dataset, copy, capsys, monkeypatch):
+    """--tta: the mean of the network's answers to the image, larger, smaller and moved, here by
+    Keras' own layers. The network is a small one, unsure, that sees what is where."""
+    layers, rng = training.keras.layers, np.random.default_rng(3)
+    parts = [layers.Rescaling(1.0), layers.AveragePooling2D(8), layers.Flatten()]
+    stored = training.keras.Input((224, 224, 3), dtype="uint8")
+    model = training.keras.Sequential([stored, *parts, layers.Dense(24, "softmax")])
+    model.set_weights([rng.normal(0, 0.001, (28 * 28 * 3, 24)), np.zeros(24)])
+    images, answers = np.asarray(load(dataset, "test")[0]), []
+    for scale, dx, dy in ((1, 0, 0), (1.15, 0, 0), (0.87, 0, 0), (1, -12, 0), (1, 12, 0)) + (
+        (1, 0, -12),
+        (1, 0, 12),
+    ):
+        a, x, y = 1 / scale, 111.5 - (111.5 + dx) / scale, 111.5 - (111.5 + dy) / scale
+        move = np.tile(np.float32([a, 0, x, 0, a, y, 0, 0]), (len(images), 1))
+        views = training.keras.ops.image.affine_transform(
+            images.astype("float32"), move, fill_mode="nearest"
+        )
+        answers.append(model.predict(np.round(views).astype(np.uint8), verbose=0))
+    assert np.abs(np.mean(answers, axis=0) - answers[0]).max() > 0.05  # one view would not do
+    assert np.allclose(test_script.predict(model, images), answers[0], atol=1e-6)
+    found = test_script.predict(model, images, tta=True)
+    assert np.allclose(found, np.mean(answers, axis=0), atol=2e-3)
+    monkeypatch.setattr(test_script, "model_from_json", lambda text: model)
+    monkeypatch.setattr(test_script, "load_weights", lambda model, path: None)
+    run_test(copy, "--tta", "--numpy-folder", dataset)
+    right = (found.argmax(axis=1) == load(dataset, "test")[1].argmax(axis=1)).mean()
+    assert f"Accuracy: {right:.4f} (random split, 7 views)\n" in capsys.readouterr().out
+    run_test(copy, "--tta", drawings / preprocess.load_dataset(dataset)["rows"]["test"][0])
+    assert f"{found[0].max():.3f}, then" in capsys.readouterr().out
+
+
+# ---- the page ----
+
+
+def test_page_on_a_port_in_use(trained):
+    pytest.importorskip("gradio")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = last_line("test.py", "--page", port, *folders(trained))
+    assert said == f"test.py: port {port} is in use: name another by --page PORT"
+
+
+@pytest.fixture
+def page(trained, tmp_path):
+    """The port of a running page, which ends with the test and leaves no file."""
+    pytest.importorskip("gradio")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    before = set(glob.glob("/tmp/asl-page-*"))
+    with open(tmp_path / "said", "w+") as said:
+        run = command("test.py", "--page", port, *folders(trained))
+        process = subprocess.Popen(run, stdout=said, stderr=said)
+        deadline = time.monotonic() + 120
+        while True:
+            assert process.poll() is None and time.monotonic() < deadline, "no page"
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.1)
+        yield port
+        process.terminate()
+        process.wait(timeout=60)
+        said.seek(0)
+        assert "Traceback" not in said.read()
+    assert set(glob.glob("/tmp/asl-page-*")) == before
+
+
+def listeners(port):
+    """Addresses that listen on a port, as /proc tells."""
+    found = set()
+    for name in ("tcp", "tcp6"):
+        with open(f"/proc/net/{name}") as file:
+            for line in list(file)[1:]:
+                address, _, number = line.split()[1].partition(":")
+                if int(number, 16) == port and line.split()[3] == "0A":
+                    found.add(address)
+    return found
+
+
+def test_page(page, drawings, tmp_path):
+    """A browser whose camera shows a drawn hand: a letter appears, and of a photograph too. The
+    page listens on this machine alone, and the browser asks no other host."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    browser = shutil.which("chromium") or pytest.skip("chromium is not on this machine")
+    assert listeners(page) == {"0100007F"}  # 127.0.0.1
+    picture = cv2.resize(cv2.imread(str(drawings / "B_1.jpg")), (480, 480))
+    frame = cv2.copyMakeBorder(picture, 0, 0, 80, 80, cv2.BORDER_CONSTANT)
+    (tmp_path / "camera.mjpeg").write_bytes(cv2.imencode(".jpg", frame)[1].tobytes() * 60)
+    arguments = [
+        *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+        *("--disable-component-update", "--disable-sync", "--use-fake-ui-for-media-stream"),
+        "--use-fake-device-for-media-stream",
+        f"--use-file-for-fake-video-capture={tmp_path / 'camera.mjpeg'}",
+    ]
+    hosts, errors = set(), []
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=browser, args=arguments)
+        tab = chromium.new_page(viewport={"width": 1280, "height": 900})
+        tab.set_default_timeout(60_000)
+        tab.on("request", lambda r: hosts.add(r.url.split("/")[2] if "//" in r.url else ""))
+        tab.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+        tab.goto(f"http://127.0.0.1:{page}/")
+        tab.get_by_text("Click to Access Webcam").click()
+        tab.get_by_text("Record", exact=True).click()
+        letter = tab.get_by_test_id("label-output-value")
+        letter.wait_for()
+        assert letter.inner_text() in preprocess.LETTERS
+        tab.screenshot(path=os.environ.get("PAGE_PICTURE", tmp_path / "page.png"))
+        tab.get_by_text("Stop", exact=True).click()
+        tab.locator("input[type=file]").last.set_input_files(drawings / "A_1.jpg")
+        tab.get_by_label("Remove Image").last.wait_for()
+        chromium.close()
+    assert not errors
+    assert {host for host in hosts if host} <= {f"127.0.0.1:{page}"}
