@@ -268,15 +268,13 @@ def write_splits(folder, images, listing, classes, columns, options):
             indices = [columns.index(label) for _, label in rows]
             np.save(folder / f"{split}_classes.npy", one_hot[indices])
         damaged = [name for name, digest in digests.items() if digest is None]
-        copies, seen = [], set()
-        for name in sorted(set(digests) - set(damaged), key=frame_number):
-            if digests[name] in seen:
-                copies.append(name)  # or one might be trained on, the other tested
-            seen.add(digests[name])
+        ordered = sorted(digests, key=frame_number, reverse=True)
+        first = {digests[name]: name for name in ordered}
+        copies = [name for name, digest in digests.items() if digest and first[digest] != name]
         if not damaged + copies:
             return splits, digests
         images.leave_out(damaged, "no image, or damaged")
-        images.leave_out(copies, "copies of other images")
+        images.leave_out(copies, "copies of other images, which might be trained on and tested")
         listing = [(name, label) for name, label in listing if name not in images.left_out]
 
 

@@ -305,11 +305,9 @@ class Run(keras.callbacks.Callback):
         old = read_json(self.folder / "run.json")
         if old and not options.fresh:
             for name, value in self.settings.items():
-                if old["settings"][name] != value:
-                    raise UserError(
-                        f"{self.folder / 'run.json'} is of a run with {name} "
-                        f"{old['settings'][name]}, not {value}: use that, or start over by --fresh"
-                    )
+                if (before := old["settings"].get(name)) != value:
+                    run = f"{self.folder / 'run.json'} is of a run with {name} {before}"
+                    raise UserError(f"{run}, not {value}: use that, or start over by --fresh")
             self.epochs = old["epochs"]
             print(f"goes on after epoch {len(self.epochs)}")
         check_processes([self.settings, self.epochs])
@@ -326,7 +324,8 @@ class Run(keras.callbacks.Callback):
     def move_aside(self, weights_full):
         """Move the files of an earlier run to Checkpoint/old-<time>/."""
         files = [*self.folder.glob("run.json"), *self.folder.glob("weights.*")]
-        files += [weights_full / name for name in WEIGHTS_FULL if (weights_full / name).exists()]
+        if (weights_full / "model_weights.h5").exists():
+            files += [path for path in weights_full.iterdir() if path.name in WEIGHTS_FULL]
         if files and is_main():
             old = self.folder / time.strftime("old-%Y%m%d-%H%M%S")
             old.mkdir()
@@ -433,6 +432,7 @@ def draw_history(path, epochs, augment):
         about = f"epoch {best['epoch']}: {best[f'val_{name}']:.4g}"
         axes.plot(best["epoch"], best[f"val_{name}"], "ko", ms=12, mfc="none", label=about)
         axes.set(xlabel="epoch", ylabel=name, yscale="log" if name == "loss" else "linear")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
     figure.savefig(path)
 

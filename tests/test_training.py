@@ -386,9 +386,7 @@ def test_out_of_memory(dataset, tmp_path, monkeypatch, words):
         raise RuntimeError(words)
 
     monkeypatch.setattr(keras.Sequential, "fit", refuse)
-    with pytest.raises(
-        SystemExit, match="py: out of memory: training.py needs"
-    ):
+    with pytest.raises(SystemExit, match="py: out of memory: training.py needs"):
         preprocess.run_main(lambda: train_here(dataset, tmp_path))
 
 
