@@ -40,7 +40,8 @@ def main(argv=None):
     options = parse_options(argv)
     images = find_images(options.data)
     classes = choose_classes(options.classes, images.names)
-    # The article's network has 24 outputs, also for 3 classes. Other classes get one output each.
+    # The article's network has 24 outputs, also for 3 classes. With a class outside LETTERS, it
+    # has one output per class.
     columns = list(LETTERS) if set(classes) <= set(LETTERS) else classes
     listing = list_images(images, classes, options)  # [(file name, class)]
 
@@ -57,7 +58,7 @@ def main(argv=None):
         "seed": options.seed,
         "source": str(images.path),
         "rows": {split: [name for name, _ in splits[split]] for split in SPLITS},
-        # A fingerprint: with another image, class or order it is another one.
+        # A fingerprint, which changes with the images, their classes and their order.
         "id": hashlib.sha256(json.dumps([columns, splits, digests]).encode()).hexdigest()[:16],
     }
     (partial / "dataset.json").write_text(json.dumps(dataset, indent=1), encoding="utf-8")
@@ -152,13 +153,14 @@ def find_images(path):
     """The Images of --data or, without it, of the first place in asl_data/ that has any."""
     data = HERE / "asl_data"
     places = [data / "new", data, *sorted(data.glob("*.zip")), data / "demo"]
-    for place in [path] if path else [place for place in places if place.exists()]:
+    places = [path] if path else list(filter(Path.exists, places))
+    for place in places:
         images = Images(place)
         others = [name for name in images.names if "asl_alphabet_test/" in name]
         images.leave_out(others, "test images of the archive, which the article does not use")
         if place.resolve() == data:
             drawings = [name for name in images.names if name.startswith("demo/")]
-            images.leave_out(drawings, "drawings, which are no photographs")
+            images.leave_out(drawings, "drawings, not photographs")
         if images.names:
             print(f"source {place}: {len(images.names):,} images")
             return images
@@ -176,16 +178,17 @@ def label_of(name, classes):
 
 
 def choose_classes(wanted, names):
-    """The classes to take, sorted: those wanted, or `all`: each folder is a class or, if there are
-    no two folders, each start of a name."""
-    found = {PurePosixPath(name).parent.name for name in names} - {""}
-    if len(found) < 2:
-        found = {label_of(name, ()) for name in names} - {""}
-    classes = sorted(found if wanted == ["all"] else set(wanted))
-    there = {label_of(name, classes) for name in names}
+    """The wanted classes, sorted. `all` takes every folder or, if there are fewer than two
+    folders, every start of a name."""
+    all_classes = {PurePosixPath(name).parent.name for name in names} - {""}
+    if len(all_classes) < 2:
+        all_classes = {label_of(name, ()) for name in names} - {""}
+    classes = sorted(all_classes if wanted == ["all"] else set(wanted))
+    not_empty = {label_of(name, classes) for name in names}
     for label in classes:
-        if label not in there:
-            raise UserError(f"no image of class {label}; there are {' '.join(sorted(found)[:40])}")
+        if label not in not_empty:
+            examples = " ".join(sorted(all_classes)[:40])
+            raise UserError(f"no image of class {label}; there are {examples}")
     if len(classes) < 2:
         raise UserError("one class leaves nothing to learn: see --classes")
     return classes
@@ -202,7 +205,7 @@ def print_left_out(left_out):
 
 
 def list_images(images, classes, options):
-    """[(file name, class)] in the order in which they are dealt.
+    """[(file name, class)] in the order in which they are split.
 
     All images are ordered before some are chosen: so the split of a letter does not depend on
     --classes.
@@ -223,11 +226,11 @@ def frame_number(name):
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
-def deal(listing, classes, train, validation):
-    """Share out an ordered listing as the article does: {split: [(name, label)]}.
+def split_listing(listing, classes, train, validation):
+    """Split an ordered listing as the article does: {split: [(file name, class)]}.
 
     The first images of each class go to training, the next to validation, the rest to test. A
-    class that is too small for this is shared out 8 : 3 : 1, the article's proportions.
+    class that is too small for this is split 8 : 3 : 1, the article's proportions.
     """
     totals, counts = Counter(label for _, label in listing), {}
     for label in classes:
@@ -256,11 +259,12 @@ def deal(listing, classes, train, validation):
 def write_splits(folder, images, listing, classes, columns, options):
     """Write the six arrays; return {split: [(file name, class)]} and {file name: SHA-256}.
 
-    Damaged images and copies are left out, and the others dealt and written again: so the next
-    image takes the place of each.
+    If there are damaged images or copies, they are left out, and the others are split and written
+    again.
     """
     while True:  # at most twice, as the first time reads every image
-        splits, digests = deal(listing, classes, options.train, options.validation), {}
+        splits = split_listing(listing, classes, options.train, options.validation)
+        digests = {}
         for split, rows in splits.items():
             names = [name for name, _ in rows]
             digests |= zip(names, write_images(folder / f"{split}_set.npy", images, names))
@@ -268,8 +272,9 @@ def write_splits(folder, images, listing, classes, columns, options):
             indices = [columns.index(label) for _, label in rows]
             np.save(folder / f"{split}_classes.npy", one_hot[indices])
         damaged = [name for name, digest in digests.items() if digest is None]
-        ordered = sorted(digests, key=frame_number, reverse=True)
-        first = {digests[name]: name for name in ordered}
+        first = {}  # {SHA-256: the first file of this picture}
+        for name in sorted(digests, key=frame_number):
+            first.setdefault(digests[name], name)
         copies = [name for name, digest in digests.items() if digest and first[digest] != name]
         if not damaged + copies:
             return splits, digests
@@ -299,7 +304,7 @@ def write_images(path, images, names):
 
 
 def write_samples(folder, splits, classes):
-    """samples.jpg: a class a row; four images to train, two to validate, two to test."""
+    """samples.jpg: one row per class; four images to train, two to validate, two to test."""
     side, left, head = IMAGE_SIZE // 2, 120, 40
     sheet = np.full((head + side * len(classes), left + 8 * side + 40, 3), 255, np.uint8)
     font = cv2.FontFace("sans")
@@ -355,7 +360,7 @@ def load_dataset(folder):
 
 
 def load_split(folder, split, dataset):
-    """(images, labels) of one split of what `load_dataset` gave.
+    """(images, labels) of one split; dataset: what `load_dataset` returned.
 
     images: uint8 (n, 224, 224, 3), BGR, 0 to 255, a memory map: only the rows that are used are
     read. labels: float32 (n, columns), one-hot.
@@ -368,11 +373,11 @@ def load_split(folder, split, dataset):
     return images, labels
 
 
-# ---- mistakes that end in one line ----
+# ---- errors in one line ----
 
 
 class UserError(Exception):
-    """A mistake that the user can mend. Others end in Python's own traceback."""
+    """An error that the user can mend. Others end in Python's own traceback."""
 
 
 def run_main(main):

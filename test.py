@@ -4,7 +4,7 @@ Reads Weights_Full/model.json and weights: the checkpoint in Checkpoint/ with th
 (after training.py --augment the last one) or, if there is none, Weights_Full/model_weights.h5.
 Tests on Numpy_folder/test_*.npy, prints the accuracy and writes
     Weights_Full/confusion.png    which letter was taken for which, how often
-    Weights_Full/mistakes.jpg     the wrong answers, the surest first
+    Weights_Full/mistakes.jpg     the wrong answers, the highest probability first
 
     python test.py
     python test.py hand.jpg my_test/      # name the letter of each picture
@@ -23,9 +23,9 @@ import numpy as np
 
 from preprocess import IMAGE_SIZE, Images, UserError, label_of, load_dataset, load_split
 from preprocess import print_left_out, resize, run_main
-from training import add_folders, best_epoch, load_weights, read_json, settings_beside
+from training import add_folders, tested_epoch, load_weights, read_json, settings_beside
 
-from keras.models import model_from_json  # training.py sets TensorFlow's variables before
+from keras.models import model_from_json  # after training.py, which sets TF's variables
 from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay, accuracy_score, confusion_matrix
 
@@ -73,22 +73,22 @@ def parse_options(argv):
 def load_network(options):
     """(the model with its weights, the settings that these were trained with)"""
     path = options.weights_full / "class_names.json"
-    network, run = read_json(path), read_json(options.checkpoint / "run.json")
-    if not network:
+    facts, run = read_json(path), read_json(options.checkpoint / "run.json")
+    if not facts:
         raise UserError(f"{path} is missing: run training.py first")
     if options.weights:
         weights = options.weights
-    elif run.get("epochs") and run["settings"] == network["settings"]:  # both are of one run
-        best = best_epoch(run["epochs"], run["settings"]["augment"])
-        weights = options.checkpoint / best["file"]
-    elif network["trained"]:
+    elif run.get("epochs") and run["settings"] == facts["settings"]:  # both are of one run
+        row = tested_epoch(run["epochs"], run["settings"]["augment"])
+        weights = options.checkpoint / row["file"]
+    elif facts["trained"]:
         weights = options.weights_full / "model_weights.h5"
     else:
         raise UserError(f"{options.checkpoint} has no checkpoint yet: run training.py")
     model = model_from_json((options.weights_full / "model.json").read_text(encoding="utf-8"))
     load_weights(model, weights)
     print(f"weights {weights}")
-    unknown = network["settings"] | {"data": None}  # check_data says so
+    unknown = facts["settings"] | {"data": None}  # check_data warns of unknown data
     return model, settings_beside(weights) or unknown
 
 
@@ -100,7 +100,7 @@ def check_data(settings, dataset, weights_are_named):
     if settings["data"] != dataset["id"]:
         maybe = "these weights were trained on other data, perhaps on some of these test images"
         if not weights_are_named:
-            raise UserError(f"{maybe}: run training.py, or name the weights by --weights")
+            raise UserError(f"{maybe}: run training.py, or give the weights by --weights")
         print(maybe)
     if settings["start_from"]:
         print(f"fine-tuned from {settings['start_from']}, which may have seen these test images")
@@ -133,7 +133,7 @@ def shift(images, scale, dx, dy):
     return np.stack([cv2.warpAffine(image, matrix, size, borderMode=border) for image in images])
 
 
-# ---- what the test leaves to look at ----
+# ---- results of the test ----
 
 
 def print_accuracy(columns, expected, predicted, what):
@@ -160,7 +160,7 @@ def draw_confusion(path, columns, expected, predicted):
 
 
 def draw_mistakes(path, columns, names, images, expected, probabilities):
-    """Draw up to 24 of the wrong answers, the surest first."""
+    """Draw up to 24 of the wrong answers, the highest probability first."""
     predicted, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != expected)
     shown = wrong[np.argsort(-sure[wrong], kind="stable")][:24]
@@ -180,7 +180,7 @@ def draw_mistakes(path, columns, names, images, expected, probabilities):
 
 
 def read_pictures(model, settings, options):
-    """Print a line a picture and, of those whose class is known, the accuracy."""
+    """Print one line per picture, and the accuracy where the class is known."""
     columns, classes = settings["columns"], settings["classes"]
     sources, expected, predicted = [Images(path) for path in options.pictures], [], []
     for source in sources:
@@ -217,8 +217,8 @@ def show_page(model, settings, port):
         raise UserError("--page needs Gradio: pip install gradio==6.31.0") from None
 
     def read(picture):
-        """The middle square of a picture, both RGB, and the probability of each letter. (A camera's
-        picture is wide, so it is not squeezed as files are.)"""
+        """The middle square of a picture (RGB, like the picture), and the probability of each
+        letter. It is cropped, not squeezed as by preprocess.py: camera pictures are wide."""
         if picture is None:
             return None, None
         height, width, _ = picture.shape
@@ -229,13 +229,13 @@ def show_page(model, settings, port):
         probabilities = predict(model, image[None])[0].tolist()
         return square, dict(zip(settings["columns"], probabilities))
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to delete the folder then, too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # deletes the folder too
     with tempfile.TemporaryDirectory(prefix="asl-page-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         with gradio.Blocks(title="ASL letters", delete_cache=(60, 60)) as page:
             gradio.Markdown(
-                "# Which letter is it?\nShow one hand in the middle of the picture, before a plain "
-                f"wall. The network takes every hand for one of {' '.join(settings['classes'])}."
+                "# Which letter is it?\nShow one hand in the middle of the picture, in front of a "
+                f"plain wall. Every hand is read as one of {' '.join(settings['classes'])}."
             )
             with gradio.Row():
                 mirror = gradio.WebcamOptions(mirror=False)
@@ -250,7 +250,7 @@ def show_page(model, settings, port):
         try:
             page.launch(server_name="127.0.0.1", server_port=port, share=False, footer_links=[])
         except OSError:
-            raise UserError(f"port {port} is in use: name another by --page PORT") from None
+            raise UserError(f"port {port} is in use: give another by --page PORT") from None
 
 
 if __name__ == "__main__":

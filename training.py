@@ -4,7 +4,7 @@ Reads what preprocess.py wrote in Numpy_folder/ and writes
     Checkpoint/weights.{epoch:02d}-{val_loss:.2f}.hdf5   after each epoch, to go on from
     Checkpoint/run.json, history.png                     settings, loss and accuracy of each epoch
     Weights_Full/model.json, model_weights.h5            the network and its last weights
-    Weights_Full/class_names.json                        the class of each output
+    Weights_Full/class_names.json                        settings, and the class of each output
 The same command, without --fresh, goes on after the last epoch and ends as if never stopped.
 
     python training.py
@@ -96,7 +96,7 @@ def build_model(columns, seed):
 
 def main(argv=None):
     options = parse_options(argv)
-    use_all_devices(options.batch_size)  # several GPUs or processes: see the end
+    use_all_devices(options.batch_size)  # changes nothing with one GPU: see the end
     dataset = load_dataset(options.numpy_folder)
     run = Run(options, dataset)  # reads run.json: the epochs so far
     train = AugmentedBatches(options, dataset) if options.augment else Batches(options, dataset)
@@ -109,7 +109,7 @@ def main(argv=None):
         if options.start_from:
             start_from(model, options.start_from, run.settings)
         run.move_aside(options.weights_full)  # not before start_from, which may read these files
-    save_architecture(options.weights_full, model, run.settings)  # compile would add to it
+    save_architecture(options.weights_full, model, run.settings)  # without what compile adds
     if options.augment:
         loss, optimizer = augmentation_recipe(options, len(train))
     else:
@@ -122,8 +122,8 @@ def main(argv=None):
     print(f"train {len(train.order):,} images, validation {len(validation.order):,}")
     print_devices(options.precision)
 
-    # Without this line, fit on JAX reads some batches before the first epoch, to learn what the
-    # metrics are, and then trains on these as well.
+    # This builds the metrics. Else fit, on JAX, takes batches to build them before Reseed has
+    # shuffled, and trains on these batches too.
     model.test_on_batch(*validation[0])
     model.fit(
         train,
@@ -135,8 +135,8 @@ def main(argv=None):
         callbacks=[Reseed(train), run],
     )
     save_weights(options.weights_full, model, run.settings)
-    best = best_epoch(run.epochs, options.augment)
-    print("best epoch {epoch}: val_accuracy {val_accuracy:.4f}, {file}".format(**best))
+    row = tested_epoch(run.epochs, options.augment)
+    print("test.py takes epoch {epoch}: val_accuracy {val_accuracy:.4f}, {file}".format(**row))
     print("Saved model to disk")
 
 
@@ -178,7 +178,7 @@ def add_folders(parser):
 
 
 def augmentation_recipe(options, steps):
-    """The loss and optimizer of --augment; steps: of an epoch."""
+    """The loss and optimizer of --augment; steps: batches per epoch."""
     rate = keras.optimizers.schedules.CosineDecay(
         0.0,
         warmup_target=options.learning_rate,
@@ -214,16 +214,15 @@ class Batches(keras.utils.PyDataset):
         super().__init__(workers=threads, max_queue_size=2 * threads)
         self.images, self.labels = load_split(options.numpy_folder, split, dataset)
         self.batch_size, self.seed = options.batch_size, options.seed
-        self.order = divisible(np.arange(len(self.images)))
+        self.order = trim(np.arange(len(self.images)))
 
     def __len__(self):
         return math.ceil(len(self.order) / self.batch_size)
 
     def places(self, index):
-        """The places of a batch in the order; of several processes, this one's share of them."""
-        batch = range(len(self.order))[index * self.batch_size : (index + 1) * self.batch_size]
-        process, processes, _ = jax_processes()
-        return batch[process * len(batch) // processes : (process + 1) * len(batch) // processes]
+        """The places of a batch in the order."""
+        places = range(index * self.batch_size, (index + 1) * self.batch_size)
+        return own_share(places[: len(self.order) - index * self.batch_size])
 
     def __getitem__(self, index):
         rows = self.order[self.places(index)]
@@ -231,13 +230,7 @@ class Batches(keras.utils.PyDataset):
 
     def shuffle(self, epoch):
         rng = np.random.default_rng((self.seed, epoch))
-        self.order = divisible(rng.permutation(len(self.images)))
-
-
-def divisible(order):
-    """The order without the last few rows, which several devices could not share."""
-    _, _, devices = jax_processes()
-    return order[: len(order) // devices * devices]
+        self.order = trim(rng.permutation(len(self.images)))
 
 
 class AugmentedBatches(Batches):
@@ -245,20 +238,21 @@ class AugmentedBatches(Batches):
     the seed, the epoch, its place in the epoch and --epochs."""
 
     def __init__(self, options, dataset):
-        processes = min(os.cpu_count(), 32)
-        super().__init__(options, dataset, threads=max(2, processes))
+        workers = min(os.cpu_count(), 32)
+        super().__init__(options, dataset, threads=max(2, workers))
         self.augmentation = Augmentation(options.numpy_folder, options.seed)
-        self.pool = Pool(self.augmentation, processes)
+        self.pool = Pool(self.augmentation, workers)
         self.epochs = options.epochs
         self.shuffle(0)
 
     def shuffle(self, epoch):
-        self.epoch, self.order = epoch, divisible(self.augmentation.draw(epoch))
+        self.epoch, self.order = epoch, trim(self.augmentation.draw(epoch))
         # Weak at first, full strength after 40 % of the epochs: else the network learns nothing.
         self.strength = min(1, 0.1 + 0.9 * epoch / (0.4 * self.epochs))
 
     def __getitem__(self, index):
         places = self.places(index)
+        # The workers draw the same order as `shuffle`.
         images = self.pool.images(self.epoch, places, self.strength)
         return images, self.labels[self.order[places]]
 
@@ -273,7 +267,7 @@ class Reseed(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self.batches.shuffle(epoch)
         for layer in self.model.layers:
-            if isinstance(layer, Dropout):  # draws from its seed and the number of steps so far
+            if isinstance(layer, Dropout):  # its random numbers depend on its seed and the steps
                 layer.seed_generator.state.assign([layer.seed, epoch * len(self.batches)])
 
 
@@ -281,6 +275,7 @@ class Reseed(keras.callbacks.Callback):
 
 SETTINGS = ("learning_rate", "momentum", "batch_size", "seed", "precision", "augment")
 METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")
+NETWORK_FILES = ("model.json", "model_weights.h5", "class_names.json")
 
 
 class Run(keras.callbacks.Callback):
@@ -307,7 +302,7 @@ class Run(keras.callbacks.Callback):
             for name, value in self.settings.items():
                 if (before := old["settings"].get(name)) != value:
                     run = f"{self.folder / 'run.json'} is of a run with {name} {before}"
-                    raise UserError(f"{run}, not {value}: use that, or start over by --fresh")
+                    raise UserError(f"{run}, not {value}: use {before}, or start over by --fresh")
             self.epochs = old["epochs"]
             print(f"goes on after epoch {len(self.epochs)}")
         check_processes([self.settings, self.epochs])
@@ -325,7 +320,7 @@ class Run(keras.callbacks.Callback):
         """Move the files of an earlier run to Checkpoint/old-<time>/."""
         files = [*self.folder.glob("run.json"), *self.folder.glob("weights.*")]
         if (weights_full / "model_weights.h5").exists():
-            files += [path for path in weights_full.iterdir() if path.name in WEIGHTS_FULL]
+            files += [path for path in weights_full.iterdir() if path.name in NETWORK_FILES]
         if files and is_main():
             old = self.folder / time.strftime("old-%Y%m%d-%H%M%S")
             old.mkdir()
@@ -349,7 +344,7 @@ class Run(keras.callbacks.Callback):
 
     def remove_others(self):
         """With --keep, remove all checkpoints but the last ones and the best."""
-        best = best_epoch(self.epochs, self.settings["augment"])
+        best = tested_epoch(self.epochs, self.settings["augment"])
         for row in self.epochs[: -self.keep] if self.keep else []:
             if row is not best:
                 (self.folder / row["file"]).unlink(missing_ok=True)
@@ -373,7 +368,7 @@ def read_json(path):
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def best_epoch(epochs, augment):
+def tested_epoch(epochs, augment):
     """The row with the lowest val_loss; with --augment the last, where the rate has fallen to 0."""
     return epochs[-1] if augment else min(epochs, key=lambda row: row["val_loss"])
 
@@ -381,7 +376,7 @@ def best_epoch(epochs, augment):
 def restore(model, path):
     """Bring a compiled model to where it was at a checkpoint."""
     load_weights(model, path)
-    # The optimizer too: keras.models.load_model would lose its state, as the momentum.
+    # The optimizer too: keras.models.load_model would lose its state, such as momentum.
     model.optimizer.build(model.trainable_variables)
     with h5py.File(path) as file:
         saved = file["optimizer_weights"]
@@ -398,33 +393,26 @@ def load_weights(model, path):
 
 
 def start_from(model, path, settings):
-    """Take the weights of an earlier run; the last layer stays new if that had other letters."""
+    """Take the weights of an earlier run, without its last layer if it read other letters."""
     earlier = settings_beside(path)
     if not earlier:
         raise UserError(f"{path} must lie beside the .json that training.py wrote there")
     network = build_model(len(earlier["columns"]), seed=0)
     load_weights(network, path)
-    same = set(settings["classes"]) <= set(earlier["classes"])
-    same = same and settings["columns"] == earlier["columns"]
-    output = [layer for layer in model.layers if isinstance(layer, Dense)][-1]
+    keep_last = settings["columns"] == earlier["columns"] and (
+        set(settings["classes"]) <= set(earlier["classes"])
+    )
+    last = [layer for layer in model.layers if isinstance(layer, Dense)][-1]
     for layer, old in zip(model.layers, network.layers):
-        if same or layer is not output:
+        if keep_last or layer is not last:
             layer.set_weights(old.get_weights())
-    print(f"starts from {path}{'' if same else ', the last layer anew'}")
-
-
-def settings_beside(path):
-    """The settings of the run that wrote a file of weights; {} if no .json beside it tells."""
-    facts = read_json(path.parent / "run.json") or read_json(path.parent / "class_names.json")
-    if facts.get("trained") is False:  # these weights are of an earlier run
-        return {}
-    return facts.get("settings", {})
+    print(f"starts from {path}{'' if keep_last else ', with a new last layer'}")
 
 
 def draw_history(path, epochs, augment):
     """Draw loss and accuracy of all epochs, and mark the epoch that test.py takes."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
-    numbers, best = [row["epoch"] for row in epochs], best_epoch(epochs, augment)
+    numbers, best = [row["epoch"] for row in epochs], tested_epoch(epochs, augment)
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy")):
         axes.plot(numbers, [row[name] for row in epochs], "o-", ms=4, label="training")
         values = [row[f"val_{name}"] for row in epochs]
@@ -439,12 +427,10 @@ def draw_history(path, epochs, augment):
 
 # ---- Weights_Full/: the network ----
 
-WEIGHTS_FULL = ("model.json", "model_weights.h5", "class_names.json")
-
 
 def save_architecture(folder, model, settings):
-    """Write model.json, and in class_names.json the class of each output: test.py reads them, and
-    a checkpoint, while the training still runs."""
+    """Write model.json, and class_names.json with the settings: so test.py can test a checkpoint
+    while the training still runs."""
     if is_main():
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / "model.json") as path:
@@ -455,11 +441,19 @@ def save_architecture(folder, model, settings):
 def save_weights(folder, model, settings):
     if is_main():
         with replacing(folder / "model_weights.h5") as path:
-            model.save(path, include_optimizer=False)  # save_weights wants .weights.h5
+            model.save(path, include_optimizer=False)  # Keras' save_weights refuses this name
         write_json(folder / "class_names.json", {"settings": settings, "trained": True})
 
 
-# ---- several GPUs or processes, on JAX; nothing here is needed for one GPU ----
+def settings_beside(path):
+    """The settings of the run that wrote a file of weights; {} if no .json beside it has them."""
+    facts = read_json(path.parent / "run.json") or read_json(path.parent / "class_names.json")
+    if facts.get("trained") is False:  # a training is at work: these weights are older
+        return {}
+    return facts.get("settings", {})
+
+
+# ---- several GPUs or processes, on JAX; with one GPU this changes nothing ----
 
 
 def use_all_devices(batch_size):
@@ -491,6 +485,18 @@ def jax_processes():
 def is_main():
     """Whether this process, of several, is the one that writes."""
     return jax_processes()[0] == 0
+
+
+def trim(order):
+    """The order without its last few rows, if the devices could not share them evenly."""
+    _, _, devices = jax_processes()
+    return order[: len(order) // devices * devices]
+
+
+def own_share(batch):
+    """The part of a batch that belongs to this process."""
+    process, count, _ = jax_processes()
+    return batch[process * len(batch) // count : (process + 1) * len(batch) // count]
 
 
 def check_processes(facts):

@@ -1,6 +1,6 @@
 """Draw a small data set: hands that sign A, B and C, to run the three scripts without photographs.
 
-Writes asl_data/demo/A_1.jpg ... C_400.jpg, 200x200 pixels, named as in the article. These are
+Writes asl_data/demo/A_1.jpg ... C_320.jpg, 200x200 pixels, named as in the article. These are
 drawings: an accuracy measured on them says nothing about photographs of real hands.
 
     python asl_data/draw_hands.py
@@ -276,7 +276,7 @@ def main(argv=None):
         help="folder for the pictures (default: demo beside this script)",
     )
     parser.add_argument(
-        "--count", type=int, default=400, help="pictures per letter (default: %(default)s)"
+        "--count", type=int, default=320, help="pictures per letter (default: %(default)s)"
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="number that fixes every picture (default: %(default)s)"

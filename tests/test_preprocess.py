@@ -58,12 +58,14 @@ def test_dealt_as_in_the_article():
             validation.append(image)
         else:
             test.append(image)
-    splits = preprocess.deal(listing, ["A", "B", "C"], 2000, 750)
+    splits = preprocess.split_listing(listing, ["A", "B", "C"], 2000, 750)
     assert splits == {"train": train, "validation": validation, "test": test}
 
 
 def counts(total, train=2000, validation=750):
-    splits = preprocess.deal([(f"{i}", "A") for i in range(total)], ["A"], train, validation)
+    splits = preprocess.split_listing(
+        [(f"{i}", "A") for i in range(total)], ["A"], train, validation
+    )
     return tuple(len(splits[split]) for split in preprocess.SPLITS)
 
 

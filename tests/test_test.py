@@ -181,7 +181,7 @@ def test_confusion_of_29_classes(tmp_path):
 def test_reads_what_preprocess_would_have_stored(drawings, dataset, trained, capsys):
     """Letter and probability are those of the network on the arrays."""
     names = preprocess.load_dataset(dataset)["rows"]["train"]
-    row = training.best_epoch(run_of(trained)["epochs"], augment=False)
+    row = training.tested_epoch(run_of(trained)["epochs"], augment=False)
     model = training.keras.models.load_model(trained / "Checkpoint" / row["file"])
     expected = model.predict(np.asarray(load(dataset, "train")[0]), verbose=0)
     run_test(trained, *(drawings / name for name in names))
@@ -261,7 +261,7 @@ def test_page_on_a_port_in_use(trained):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         said = last_line("test.py", "--page", port, *folders(trained))
-    assert said == f"test.py: port {port} is in use: name another by --page PORT"
+    assert said == f"test.py: port {port} is in use: give another by --page PORT"
 
 
 @pytest.fixture

@@ -418,7 +418,7 @@ def test_other_letters_get_a_new_last_layer(trained, drawings, tmp_path, capsys,
     start = trained / "Weights_Full" / "model_weights.h5"
     none = ("--learning-rate", "0", "--epochs", "1", "--start-from", start)
     train_here(tmp_path / "arrays", tmp_path, *none)
-    assert f"starts from {start}, the last layer anew" in capsys.readouterr().out
+    assert f"starts from {start}, with a new last layer" in capsys.readouterr().out
     old, new = (
         keras.models.load_model(path, compile=False).trainable_variables
         for path in (start, tmp_path / "Weights_Full" / "model_weights.h5")
