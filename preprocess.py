@@ -1,6 +1,6 @@
 """Turn photographs of American Sign Language letters into .npy files.
 
-Reads asl_data/, which holds one of
+Reads the first of these in asl_data/ that has images,
     new/A_34.jpg ...                                        the article's flat folder
     [asl_alphabet_train/][asl_alphabet_train/]A/A1.jpg ...  the Kaggle folders
     asl-alphabet.zip                                        the Kaggle archive, read in place
@@ -25,6 +25,7 @@ import sys
 import zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from glob import glob
 from pathlib import Path, PurePosixPath
 
 import cv2
@@ -116,7 +117,8 @@ class Images:
     def __init__(self, path):
         self.path, self.zip, self.left_out = path, None, {}
         if path.is_dir():
-            found = [file.relative_to(path).as_posix() for file in path.rglob("*")]
+            found = glob("**", root_dir=path, recursive=True)  # also behind links to folders
+            found = [Path(name).as_posix() for name in found]
         elif zipfile.is_zipfile(path):
             self.zip = zipfile.ZipFile(path)
             found = self.zip.namelist()
@@ -158,7 +160,7 @@ def find_images(path):
         images = Images(place)
         others = [name for name in images.names if "asl_alphabet_test/" in name]
         images.leave_out(others, "test images of the archive, which the article does not use")
-        if place.resolve() == data:
+        if place.resolve() == data.resolve():
             drawings = [name for name in images.names if name.startswith("demo/")]
             images.leave_out(drawings, "drawings, not photographs")
         if images.names:
@@ -305,36 +307,26 @@ def write_images(path, images, names):
 
 def write_samples(folder, splits, classes):
     """samples.jpg: one row per class; four images to train, two to validate, two to test."""
-    side, left, head = IMAGE_SIZE // 2, 120, 40
-    sheet = np.full((head + side * len(classes), left + 8 * side + 40, 3), 255, np.uint8)
-    font = cv2.FontFace("sans")
-    for row, label in enumerate(classes):  # 26 pixels high, 600 is bold
-        cv2.putText(sheet, label[:8], (8, head + side * row + 66), (0, 0, 0), font, 26, 600)
-    for split, count in zip(SPLITS, (4, 2, 2)):
-        images = np.load(folder / f"{split}_set.npy", mmap_mode="r")
-        labels = np.array([label for _, label in splits[split]])
-        cv2.putText(sheet, split, (left, 28), (0, 0, 0), font, 22, 600)
-        for row, label in enumerate(classes):
-            for place, index in enumerate(spread(np.flatnonzero(labels == label), count)):
-                top, x = head + side * row, left + side * place
-                small = cv2.resize(images[index], (108, 108), interpolation=cv2.INTER_AREA)
-                sheet[top : top + 108, x : x + 108] = small
-        left += side * count + 20
-    cv2.imwrite(str(folder / "samples.jpg"), sheet)
-
-
-def spread(rows, count):
-    """`count` of an array's rows, evenly from the first to the last; all if there are fewer."""
-    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
+    sheet, side, font = [], IMAGE_SIZE // 2, cv2.FontFace("sans")
+    for label in classes:
+        title = np.full((side, side, 3), 255, np.uint8)
+        cv2.putText(title, label[:8], (8, 66), (0, 0, 0), font, 26, 600)  # 26 pixels high, bold
+        row = [title]
+        for split, count in zip(SPLITS, (4, 2, 2)):
+            images = np.load(folder / f"{split}_set.npy", mmap_mode="r")
+            rows = [index for index, (_, other) in enumerate(splits[split]) if other == label]
+            for index in range(count):
+                image = images[rows[index * len(rows) // count]]
+                row.append(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA))
+        sheet.append(np.hstack(row))
+    cv2.imwrite(str(folder / "samples.jpg"), np.vstack(sheet))
 
 
 def print_counts(splits, classes):
-    table = [(label, *(sum(label == x for _, x in splits[s]) for s in SPLITS)) for label in classes]
-    table.append(("total", *(len(splits[split]) for split in SPLITS)))
-    width = max(len(label) for label, *_ in table)
-    print(f"{'class':{width}}    train  validation     test")
-    for label, train, validation, test in table:
-        print(f"{label:{width}}  {train:7,}  {validation:10,}  {test:7,}")
+    print("class       train  validation     test")
+    for label in [*classes, "total"]:
+        counts = [sum(label in (other, "total") for _, other in splits[split]) for split in SPLITS]
+        print("{:10} {:6,}  {:10,}  {:7,}".format(label, *counts))
 
 
 # ---- the data set, as the later steps read it ----

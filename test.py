@@ -84,7 +84,8 @@ def load_network(options):
     elif facts["trained"]:
         weights = options.weights_full / "model_weights.h5"
     else:
-        raise UserError(f"{options.checkpoint} has no checkpoint yet: run training.py")
+        network = f"of the network in {options.weights_full}"
+        raise UserError(f"{options.checkpoint} has no checkpoint {network}: run training.py")
     model = model_from_json((options.weights_full / "model.json").read_text(encoding="utf-8"))
     load_weights(model, weights)
     print(f"weights {weights}")
@@ -163,6 +164,9 @@ def draw_mistakes(path, columns, names, images, expected, probabilities):
     """Draw up to 24 of the wrong answers, the highest probability first."""
     predicted, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != expected)
+    if not len(wrong):
+        path.unlink(missing_ok=True)  # of an earlier test
+        return print("no mistakes")
     shown = wrong[np.argsort(-sure[wrong], kind="stable")][:24]
     rows = math.ceil(len(shown) / 6)
     figure = Figure(figsize=(13, 0.5 + 2.6 * rows), layout="constrained")
@@ -182,7 +186,8 @@ def draw_mistakes(path, columns, names, images, expected, probabilities):
 def read_pictures(model, settings, options):
     """Print one line per picture, and the accuracy where the class is known."""
     columns, classes = settings["columns"], settings["classes"]
-    sources, expected, predicted = [Images(path) for path in options.pictures], [], []
+    sources = [Images(path) for path in options.pictures]
+    total, expected, predicted = 0, [], []
     for source in sources:
         print_left_out(source.left_out)
         for name in source.names:
@@ -190,6 +195,7 @@ def read_pictures(model, settings, options):
             if image is None:
                 print(f"{path}: no image, or damaged")
                 continue
+            total += 1
             probabilities = predict(model, image[None], options.tta)[0]
             first, second = probabilities.argsort()[::-1][:2]
             label, said = label_of(path.as_posix(), classes), columns[first]
@@ -199,7 +205,6 @@ def read_pictures(model, settings, options):
             if label in classes:
                 expected.append(columns.index(label))
                 predicted.append(first)
-    total = sum(len(source.names) for source in sources)
     if total == 0:
         raise UserError("there is no image")
     if expected:

@@ -108,7 +108,7 @@ def main(argv=None):
     if not run.epochs:
         if options.start_from:
             start_from(model, options.start_from, run.settings)
-        run.move_aside(options.weights_full)  # not before start_from, which may read these files
+        run.move_aside(options.weights_full)
     save_architecture(options.weights_full, model, run.settings)  # without what compile adds
     if options.augment:
         loss, optimizer = augmentation_recipe(options, len(train))
@@ -162,6 +162,9 @@ def parse_options(argv):
     add("--fresh", action="store_true", help=about)
     add_folders(parser)
     options = parser.parse_args(argv)
+    folders = (options.checkpoint.resolve(), options.weights_full.resolve())
+    if options.start_from and options.start_from.resolve().parent in folders:
+        parser.error("--start-from would be moved aside: give other --checkpoint, --weights-full")
     if options.learning_rate is None:
         options.learning_rate = 0.01 if options.augment else 0.001
     if options.momentum is None:

@@ -29,7 +29,7 @@ import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run it as a script
-from preprocess import HERE, IMAGE_SIZE as SIZE, load_dataset, load_split, run_main, spread
+from preprocess import HERE, IMAGE_SIZE as SIZE, load_dataset, load_split, run_main
 
 EDGE = 5  # pixels cut off at each side: the Kaggle frames have a blue border there
 SKIN = np.array((-0.15, -0.03, 0.15))  # logarithms that turn grey into skin: less blue, more red
@@ -310,6 +310,11 @@ def find_background(images, rows):
     known = sparse(background) + 1.0
     light = np.log([np.median((sparse(images[row]) + 1.0) / known) for row in frames])
     return background if np.median(np.abs(light - np.median(light))) < 0.15 else None
+
+
+def spread(rows, count):
+    """`count` of an array's rows, evenly from the first to the last; all if there are fewer."""
+    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
 
 
 def find_common(frames):

@@ -386,7 +386,7 @@ def test_out_of_memory(dataset, tmp_path, monkeypatch, words):
         raise RuntimeError(words)
 
     monkeypatch.setattr(keras.Sequential, "fit", refuse)
-    with pytest.raises(SystemExit, match="py: out of memory: training.py needs"):
+    with pytest.raises(SystemExit, match="out of memory: training.py needs"):
         preprocess.run_main(lambda: train_here(dataset, tmp_path))
 
 
@@ -427,7 +427,10 @@ def test_other_letters_get_a_new_last_layer(trained, drawings, tmp_path, capsys,
     assert all(same[:-2]) and not same[-2]
 
 
-def test_a_start_that_cannot_be_used(small_dataset, copy, tmp_path):
+def test_a_start_that_cannot_be_used(small_dataset, copy, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train_here(small_dataset, copy, "--start-from", copy / "Weights_Full" / "model_weights.h5")
+    assert "--start-from would be moved aside" in capsys.readouterr().err
     alone = tmp_path / "alone.h5"
     (copy / "Weights_Full" / "model_weights.h5").rename(alone)
     with pytest.raises(UserError, match="alone.h5 must lie beside the .json"):
