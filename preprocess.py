@@ -160,9 +160,8 @@ def find_images(path):
         images = Images(place)
         others = [name for name in images.names if "asl_alphabet_test/" in name]
         images.leave_out(others, "test images of the archive, which the article does not use")
-        if place.resolve() == data.resolve():
-            drawings = [name for name in images.names if name.startswith("demo/")]
-            images.leave_out(drawings, "drawings, not photographs")
+        if place.resolve() == data.resolve():  # the drawings count only where nothing else is
+            images.names = [name for name in images.names if not name.startswith("demo/")]
         if images.names:
             print(f"source {place}: {len(images.names):,} images")
             return images
