@@ -93,6 +93,16 @@ def test_three_devices(jax, one_device, tmp_path):
     assert_like_one_device(tmp_path, one_device)
 
 
+def test_each_device_has_its_share(tmp_path, monkeypatch):
+    """In the test above a single device would do it alone, and be like one device, too."""
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=3")
+    code = "import keras, training; training.use_all_devices(24); "
+    code += "print(keras.distribution.distribution().num_model_replicas)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "3\n", done.stderr
+
+
 def test_rows_that_do_not_divide_are_left_out(dataset, monkeypatch):
     """Of 24 and 9 rows five devices share 20 and 5, of the last batch too."""
     import training
