@@ -21,6 +21,7 @@ import json
 import random
 import re
 import shutil
+import string
 import sys
 import zipfile
 from collections import Counter
@@ -65,7 +66,6 @@ def main(argv=None):
     (partial / "dataset.json").write_text(json.dumps(dataset, indent=1), encoding="utf-8")
     replace_dataset(options.numpy_folder, partial)
 
-    print_left_out(images.left_out)
     print_counts(splits, classes)
     print(f"look at {options.numpy_folder / 'samples.jpg'} before you train")
     print("Data preprocessing success!")
@@ -98,7 +98,7 @@ def positive(text):
 # ---- the images: where they are, and the class of each ----
 
 SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .bmp .webp .tif .tiff .gif .avif".split())
-UNREADABLE = (".heic", ".heif", ".dng", ".mov", ".mp4")  # files of a telephone
+UNREADABLE = (".heic", ".heif", ".dng", ".cr2", ".nef", ".arw", ".mov", ".mp4")
 NO_IMAGES = """no images in {}. Put there
   the Kaggle data set (1 GB)
     curl -L -o asl_data/asl-alphabet.zip \
@@ -110,12 +110,11 @@ https://www.kaggle.com/api/v1/datasets/download/grassknoted/asl-alphabet
 class Images:
     """The images of a folder, of a zip, which is read in place, or of a single file.
 
-    names: their paths in the folder or zip, sorted; left_out: {path: reason} of those that are
-    not taken.
+    names: their paths in the folder or zip, sorted.
     """
 
     def __init__(self, path):
-        self.path, self.zip, self.left_out = path, None, {}
+        self.path, self.zip = path, None
         if path.is_dir():
             found = glob("**", root_dir=path, recursive=True)  # also behind links to folders
             found = [Path(name).as_posix() for name in found]
@@ -124,8 +123,10 @@ class Images:
             found = self.zip.namelist()
         elif path.is_file() and path.suffix.lower() in SUFFIXES + UNREADABLE:
             self.path, found = path.parent, [path.name]
+        elif not path.exists():
+            raise UserError(f"{path} is not there")
         else:
-            raise UserError(f"{path} is no folder, no zip and no image")
+            raise UserError(f"{path} is no folder, no image and no complete zip")
         # Names that begin with a dot, as ._A1.jpg, are what macOS leaves in a zip.
         found = [name for name in sorted(found) if not PurePosixPath(name).name.startswith(".")]
         self.names = [name for name in found if name.lower().endswith(SUFFIXES + UNREADABLE)]
@@ -133,8 +134,9 @@ class Images:
         self.leave_out(unreadable, "OpenCV cannot read them, convert to .jpg")
 
     def leave_out(self, names, why):
-        self.left_out |= dict.fromkeys(names, why)
-        self.names = [name for name in self.names if name not in self.left_out]
+        if names:
+            print(f"left out {len(names):,}: {why} (such as {names[0]})")
+            self.names = sorted(set(self.names) - set(names))
 
     def read(self, name):
         """The image as the network gets it, uint8 (224, 224, 3), BGR; None if it is no image."""
@@ -165,15 +167,14 @@ def find_images(path):
         if images.names:
             print(f"source {place}: {len(images.names):,} images")
             return images
-        print_left_out(images.left_out)
     raise UserError(f"no images in {path}" if path else NO_IMAGES.format(data))
 
 
 def label_of(name, classes):
-    """The class of an image: its folder, as in A/1.jpg, if that is one of the classes; else the
-    start of its name, as in A_34.jpg, A34.jpg and "A (34).jpg"."""
+    """The class of an image: its folder, as in A/1.jpg, if that is a letter or one of the classes;
+    else the start of its name, as in A_34.jpg, A34.jpg and "A (34).jpg"."""
     path = PurePosixPath(name)
-    if path.parent.name in classes:
+    if path.parent.name in {*string.ascii_uppercase, "del", "nothing", "space", *classes}:
         return path.parent.name
     return re.match(r"[^_\d(.]*", path.name)[0].rstrip(" -")  # up to the first _ digit ( or .
 
@@ -193,13 +194,6 @@ def choose_classes(wanted, names):
     if len(classes) < 2:
         raise UserError("one class leaves nothing to learn: see --classes")
     return classes
-
-
-def print_left_out(left_out):
-    """Print a line for each reason: how many files, and one of them."""
-    for why, count in Counter(left_out.values()).items():
-        example = next(name for name in left_out if left_out[name] == why)
-        print(f"left out {count:,}: {why} (such as {example})")
 
 
 # ---- the split and the arrays ----
@@ -281,7 +275,8 @@ def write_splits(folder, images, listing, classes, columns, options):
             return splits, digests
         images.leave_out(damaged, "no image, or damaged")
         images.leave_out(copies, "copies of other images, which might be trained on and tested")
-        listing = [(name, label) for name, label in listing if name not in images.left_out]
+        unusable = {*damaged, *copies}
+        listing = [(name, label) for name, label in listing if name not in unusable]
 
 
 def write_images(path, images, names):

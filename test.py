@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 from preprocess import IMAGE_SIZE, Images, UserError, label_of, load_dataset, load_split
-from preprocess import print_left_out, resize, run_main
+from preprocess import resize, run_main
 from training import add_folders, tested_epoch, load_weights, read_json, settings_beside
 
 from keras.models import model_from_json  # after training.py, which sets TF's variables
@@ -87,17 +87,18 @@ def load_network(options):
         network = f"of the network in {options.weights_full}"
         raise UserError(f"{options.checkpoint} has no checkpoint {network}: run training.py")
     model = model_from_json((options.weights_full / "model.json").read_text(encoding="utf-8"))
+    settings = settings_beside(weights)
     load_weights(model, weights)
     print(f"weights {weights}")
-    unknown = facts["settings"] | {"data": None}  # check_data warns of unknown data
-    return model, settings_beside(weights) or unknown
+    return model, settings
 
 
 def check_data(settings, dataset, weights_are_named):
     """Refuse other letters, and test images that the network may have been trained on."""
-    if settings["columns"] != dataset["columns"]:
-        letters = " and ".join(" ".join(each["classes"]) for each in (settings, dataset))
-        raise UserError(f"network and data differ in their letters: {letters}")
+    known, wanted = settings["classes"], dataset["classes"]
+    if settings["columns"] != dataset["columns"] or not set(wanted) <= set(known):
+        letters = f"the network knows {' '.join(known)}, the data has {' '.join(wanted)}"
+        raise UserError(f"{letters}: run training.py on this data")
     if settings["data"] != dataset["id"]:
         maybe = "these weights were trained on other data, perhaps on some of these test images"
         if not weights_are_named:
@@ -189,7 +190,6 @@ def read_pictures(model, settings, options):
     sources = [Images(path) for path in options.pictures]
     total, expected, predicted = 0, [], []
     for source in sources:
-        print_left_out(source.left_out)
         for name in source.names:
             path, image = source.path / name, source.read(name)
             if image is None:
@@ -208,7 +208,7 @@ def read_pictures(model, settings, options):
     if total == 0:
         raise UserError("there is no image")
     if expected:
-        what = f"{len(expected):,} of {total:,} pictures, whose letter is known"
+        what = f"{len(expected):,} of {total:,} pictures, by their folders or names"
         print_accuracy(columns, np.array(expected), np.array(predicted), what)
 
 

@@ -278,7 +278,8 @@ class Reseed(keras.callbacks.Callback):
 
 SETTINGS = ("learning_rate", "momentum", "batch_size", "seed", "precision", "augment")
 METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")
-NETWORK_FILES = ("model.json", "model_weights.h5", "class_names.json")
+NETWORK_FILES = ("model.json", "model_weights.h5", "class_names.json")  # and of test.py:
+NETWORK_FILES += ("confusion.png", "mistakes.jpg")
 
 
 class Run(keras.callbacks.Callback):
@@ -305,9 +306,11 @@ class Run(keras.callbacks.Callback):
             for name, value in self.settings.items():
                 if (before := old["settings"].get(name)) != value:
                     run = f"{self.folder / 'run.json'} is of a run with {name} {before}"
-                    raise UserError(f"{run}, not {value}: use {before}, or start over by --fresh")
+                    raise UserError(
+                        f"{run}, not {value}: use the old one, or start over by --fresh"
+                    )
             self.epochs = old["epochs"]
-            print(f"goes on after epoch {len(self.epochs)}")
+            print(f"goes on after epoch {len(self.epochs)} of {options.epochs}")
         check_processes([self.settings, self.epochs])
 
     def lock(self):
@@ -398,8 +401,6 @@ def load_weights(model, path):
 def start_from(model, path, settings):
     """Take the weights of an earlier run, without its last layer if it read other letters."""
     earlier = settings_beside(path)
-    if not earlier:
-        raise UserError(f"{path} must lie beside the .json that training.py wrote there")
     network = build_model(len(earlier["columns"]), seed=0)
     load_weights(network, path)
     keep_last = settings["columns"] == earlier["columns"] and (
@@ -449,11 +450,13 @@ def save_weights(folder, model, settings):
 
 
 def settings_beside(path):
-    """The settings of the run that wrote a file of weights; {} if no .json beside it has them."""
-    facts = read_json(path.parent / "run.json") or read_json(path.parent / "class_names.json")
-    if facts.get("trained") is False:  # a training is at work: these weights are older
-        return {}
-    return facts.get("settings", {})
+    """The settings of the run that wrote a file of weights, as the .json beside it tells."""
+    run, network = (read_json(path.parent / name) for name in ("run.json", "class_names.json"))
+    if path.name in [row["file"] for row in run.get("epochs", [])]:
+        return run["settings"]
+    if path.name == "model_weights.h5" and network.get("trained"):
+        return network["settings"]
+    raise UserError(f"{path} is not among the weights that training.py has written there")
 
 
 # ---- several GPUs or processes, on JAX; with one GPU this changes nothing ----

@@ -1,13 +1,14 @@
 """Augment photographs of hands: other backgrounds, light, sizes, places and cameras.
 
-`training.py --augment` trains on what this makes. Run by itself it writes augmented.jpg, 48
-augmented training images, to look at: you should still be able to read nearly every hand.
+`training.py --augment` trains on what this makes. Run by itself it writes
+Numpy_folder/augmented.jpg, 48 augmented training images. You should still be able to read nearly
+every hand.
 
     python asl_data/augment_hands.py
     python asl_data/augment_hands.py --numpy-folder my_arrays --strength 0.3 --seed 1
 
 If a camera stood still, its frames together show the whole background. So the hand can be cut out
-(`cut_hands`) and put before a drawn background (`draw_background`). Other photographs are
+(`cut_hands`) and put in front of a drawn background (`draw_background`). Other photographs are
 augmented as a whole.
 """
 
@@ -42,8 +43,8 @@ def augment(image, mask, studio, rng, strength):
     """One photograph as another camera in another place might have taken it.
 
     image: uint8 (SIZE, SIZE, 3); mask: uint8 (SIZE, SIZE), 1 where the hand is, None to keep the
-    background; studio: a Studio; strength: from 0, nearly the same (a hand with a mask stands
-    before grey), to 1. Returns uint8 (SIZE, SIZE, 3).
+    background; studio: a Studio; strength: from 0, nearly the same (but a hand with a mask
+    gets a grey background), to 1. Returns uint8 (SIZE, SIZE, 3).
     """
     inside = image[EDGE:-EDGE, EDGE:-EDGE]
     # Beyond the border its pixels repeat: a reflection would show a second hand.
@@ -100,7 +101,7 @@ def movement(middle, target, scale, rng, strength):
     linear = turn @ skew * scale
     if rng.random() < 0.15 * strength:
         linear[:, 0] *= -1  # mirror
-    tilt = rng.uniform(-0.0015, 0.0015, 2) * strength * min(scale, 1)  # a large hand tilts less
+    tilt = rng.uniform(-0.0015, 0.0015, 2) * strength * min(scale, 1)  # less if it shrinks
     to_origin = np.array([(1, 0, -middle[0]), (0, 1, -middle[1]), (0, 0, 1)])
     around_origin = np.array([(*linear[0], 0), (*linear[1], 0), (*tilt, 1)])
     to_target = np.array([(1, 0, target[0]), (0, 1, target[1]), (0, 0, 1)])
@@ -108,8 +109,8 @@ def movement(middle, target, scale, rng, strength):
 
 
 def paste(hand, studio, rng, strength):
-    """A hand, uint8 (SIZE, SIZE, 4) of blue, green, red, mask, in other light before a drawn
-    background: uint8 (SIZE, SIZE, 3)."""
+    """A hand, uint8 (SIZE, SIZE, 4) of blue, green, red, mask, in other light and in front of a
+    drawn background: uint8 (SIZE, SIZE, 3)."""
     picture, mask = cv2.cvtColor(hand, cv2.COLOR_BGRA2BGR), cv2.extractChannel(hand, 3)
     light = brightness(picture, mask)
     if rng.random() < 0.25 * strength:  # nearly black, as against a window
@@ -596,7 +597,7 @@ class Augmentation:
         self.cut_rows = [rows[found[rows]] for rows in self.rows]
         self.share = 0.75 if min(found[rows].mean() for rows in self.rows) > 0.1 else 0
         if masks is None and not self.share:
-            print("too few of a letter: all photographs keep their background")
+            print("less than a tenth of one letter: so all photographs keep their background")
 
     @cached_property
     def studio(self):

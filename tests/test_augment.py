@@ -189,7 +189,10 @@ def test_a_letter_of_which_no_hand_can_be_cut_out(still, tmp_path, capsys):
     augmentation.draw(0)
     assert augmentation.masks[:45].any() and augmentation.masks[90:].any()
     assert not augmentation.is_cut.any()
-    assert "too few of a letter: all photographs keep their background" in capsys.readouterr().out
+    assert (
+        "less than a tenth of one letter: so all photographs keep their background"
+        in capsys.readouterr().out
+    )
 
 
 # ---- one photograph ----
@@ -276,7 +279,7 @@ def test_some_hands_are_against_the_light():
 def test_the_sheet(dataset, tmp_path):
     shutil.copytree(dataset, tmp_path / "n")
     done = script("asl_data/augment_hands.py", "--numpy-folder", tmp_path / "n", check=True)
-    assert "0 of 24 hands can be cut out\ntoo few of a letter" in done.stdout
+    assert "0 of 24 hands can be cut out\nless than a tenth of one letter" in done.stdout
     sheet = cv2.imread(str(tmp_path / "n" / "augmented.jpg"))
     assert sheet.shape == (6 * SIZE, 8 * SIZE, 3) and sheet.std() > 20
     assert (sheet[: 3 * SIZE] != sheet[3 * SIZE :]).any()  # two epochs of 24 images

@@ -164,6 +164,7 @@ def test_kaggle_folders_and_the_zip(drawings, tmp_path, capsys):
         ("asl_alphabet_train/asl_alphabet_train/A/A1.jpg", "A"),
         ("space/anything.jpg", "space"),
         ("A/space_1.jpg", "A"),
+        ("D/C0001.jpg", "D"),  # a camera's name, in a folder of another letter
         ("1_A.jpg", ""),
     ],
 )
@@ -287,9 +288,9 @@ def test_a_set_in_use_is_never_written_over(drawings, tmp_path):
     [
         (("--data", "{drawings}", "--classes", "A", "Q"), "no image of class Q; there are A B C"),
         (("--data", "{drawings}", "--classes", "A"), "one class leaves nothing to learn"),
-        (("--data", "nowhere"), "nowhere is no folder, no zip and no image"),
+        (("--data", "nowhere"), "nowhere is not there"),
         (("--data", "empty"), "no images in empty"),
-        (("--data", "broken.zip"), "broken.zip is no folder, no zip and no image"),
+        (("--data", "broken.zip"), "broken.zip is no folder, no image and no complete zip"),
         (("--data", "few"), "class A has 2 images that can be used: 3 are the fewest"),
     ],
 )

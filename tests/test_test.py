@@ -104,28 +104,35 @@ def test_other_data_is_refused_unless_the_weights_are_named(drawings, copy, tmp_
     assert "Accuracy: " in output
 
 
-def test_weights_of_unknown_origin_are_said_to_be_so(dataset, copy, tmp_path, capsys):
-    alone = tmp_path / "alone.hdf5"
-    alone.hardlink_to(checkpoints(copy)[0])
-    run_test(copy, "--numpy-folder", dataset, "--weights", alone)
-    assert "these weights were trained on other data, perhaps" in capsys.readouterr().out
+def test_weights_of_unknown_origin_are_refused(dataset, copy, tmp_path):
+    """Else their letters would be guessed, and test images perhaps those that they know."""
+    for alone in (tmp_path / "alone.hdf5", copy / "Checkpoint" / "a.hdf5"):
+        alone.hardlink_to(checkpoints(copy)[0])
+        with pytest.raises(UserError, match="is not among the weights that training.py has"):
+            run_test(copy, "--numpy-folder", dataset, "--weights", alone)
 
 
-def test_other_letters_are_refused(drawings, trained, tmp_path):
-    names = {"A": "J", "B": "Z", "C": "del"}
+@pytest.mark.parametrize("letters", [["J", "Z", "del"], ["D", "E", "F"]])
+def test_other_letters_are_refused(drawings, trained, tmp_path, letters):
+    """Also where they have the same columns, and the weights are named."""
+    names = dict(zip("ABC", letters))
     copy_images(drawings, tmp_path / "data", lambda label, i: f"{names[label]}/{i}.jpg")
     make(tmp_path / "n", "--data", tmp_path / "data", "--classes", "all")
-    with pytest.raises(UserError, match="differ in their letters: A B C and J Z del"):
-        run_test(trained, "--numpy-folder", tmp_path / "n")
+    given = ("--numpy-folder", tmp_path / "n", "--weights", checkpoints(trained)[0])
+    message = f"the network knows A B C, the data has {' '.join(letters)}: run training.py"
+    with pytest.raises(UserError, match=message):
+        run_test(trained, *given)
 
 
-def test_weights_that_do_not_fit(dataset, trained, tmp_path):
-    foreign = tmp_path / "foreign.hdf5"
+def test_weights_that_do_not_fit(dataset, copy, tmp_path):
+    path = checkpoints(copy)[0]
+    path.unlink()
+    with pytest.raises(UserError, match=f"{path.name} cannot be loaded into this network"):
+        run_test(copy, "--numpy-folder", dataset, "--weights", path)
     small = training.keras.Sequential([training.Input((3,)), training.Dense(2)])
-    small.save(foreign)
-    for path in (foreign, tmp_path / "nowhere.hdf5"):
-        with pytest.raises(UserError, match=f"{path.name} cannot be loaded into this network"):
-            run_test(trained, "--numpy-folder", dataset, "--weights", path)
+    small.save(path)
+    with pytest.raises(UserError, match=f"{path.name} cannot be loaded into this network"):
+        run_test(copy, "--numpy-folder", dataset, "--weights", path)
 
 
 def test_the_step_before_was_not_run(dataset, tmp_path):
@@ -196,7 +203,7 @@ def test_reads_what_preprocess_would_have_stored(drawings, dataset, trained, cap
         its = name.rpartition("/")[2][0]
         assert but == ("" if letter == its else its)
     right = sum(not line[-1] for line in lines) / 24
-    assert f"Accuracy: {right:.4f} (24 of 24 pictures, whose letter is known)" in output
+    assert f"Accuracy: {right:.4f} (24 of 24 pictures, by their folders or names)" in output
 
 
 def test_folders_and_zips(drawings, trained, tmp_path, capsys):
@@ -211,12 +218,12 @@ def test_folders_and_zips(drawings, trained, tmp_path, capsys):
     assert f"{photos / 'A' / '1.jpg'}: no image, or damaged\n" in output
     assert "left out 1: OpenCV cannot read them, convert to .jpg (such as 2.heic)\n" in output
     assert len(LINE.findall(output)) == 11 + 35
-    assert "(34 of 46 pictures, whose letter is known)" in output
+    assert "(34 of 46 pictures, by their folders or names)" in output
     assert re.search(r"^A  \d+/22\nB  \d+/12$", output, re.MULTILINE)
 
 
 def test_pictures_that_are_not_there(trained, tmp_path):
-    for path, message in ((tmp_path / "nowhere.jpg", "is no folder"), (tmp_path, "no image")):
+    for path, message in ((tmp_path / "nowhere.jpg", "is not there"), (tmp_path, "no image")):
         with pytest.raises(UserError, match=message):
             run_test(trained, path)
 

@@ -255,7 +255,7 @@ def test_killed_and_run_again_equals_never_killed(dataset, trained, tmp_path, st
     paths = [folder / "Checkpoint" / row["file"] for folder in (tmp_path, trained)]
     assert equal(*map(arrays, paths))
     done = train(dataset, tmp_path, check=True)
-    assert "goes on after epoch 1\n" in done.stdout
+    assert "goes on after epoch 1 of 2\n" in done.stdout
     assert_same_run(tmp_path, trained)
 
 
@@ -433,9 +433,9 @@ def test_a_start_that_cannot_be_used(small_dataset, copy, tmp_path, capsys):
     assert "--start-from would be moved aside" in capsys.readouterr().err
     alone = tmp_path / "alone.h5"
     (copy / "Weights_Full" / "model_weights.h5").rename(alone)
-    with pytest.raises(UserError, match="alone.h5 must lie beside the .json"):
+    with pytest.raises(UserError, match="alone.h5 is not among the weights"):
         train_here(small_dataset, tmp_path, "--start-from", alone)
-    foreign = copy / "Weights_Full" / "foreign.h5"
-    foreign.write_bytes(b"no HDF5")
-    with pytest.raises(UserError, match="foreign.h5 cannot be loaded into this network"):
-        train_here(small_dataset, tmp_path, "--start-from", foreign)
+    broken = copy / "Weights_Full" / "model_weights.h5"
+    broken.write_bytes(b"no HDF5")
+    with pytest.raises(UserError, match="model_weights.h5 cannot be loaded into this network"):
+        train_here(small_dataset, tmp_path, "--start-from", broken)
