@@ -374,7 +374,8 @@ def run_main(main):
     except UserError as error:
         sys.exit(f"{name}: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"{name}: stopped")
+        goes_on = "; the same command, without --fresh, goes on" if name == "training.py" else ""
+        sys.exit(f"{name}: stopped{goes_on}")
     except Exception as error:  # of TensorFlow, JAX
         if not re.search(r"\bOOM\b|RESOURCE_EXHAUSTED", str(error)):
             raise

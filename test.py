@@ -98,11 +98,11 @@ def check_data(settings, dataset, weights_are_named):
     known, wanted = settings["classes"], dataset["classes"]
     if settings["columns"] != dataset["columns"] or not set(wanted) <= set(known):
         letters = f"the network knows {' '.join(known)}, the data has {' '.join(wanted)}"
-        raise UserError(f"{letters}: run training.py on this data")
+        raise UserError(f"{letters}: run training.py --fresh on this data")
     if settings["data"] != dataset["id"]:
         maybe = "these weights were trained on other data, perhaps on some of these test images"
         if not weights_are_named:
-            raise UserError(f"{maybe}: run training.py, or give the weights by --weights")
+            raise UserError(f"{maybe}: run training.py --fresh, or give the weights by --weights")
         print(maybe)
     if settings["start_from"]:
         print(f"fine-tuned from {settings['start_from']}, which may have seen these test images")

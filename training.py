@@ -305,10 +305,9 @@ class Run(keras.callbacks.Callback):
         if old and not options.fresh:
             for name, value in self.settings.items():
                 if (before := old["settings"].get(name)) != value:
-                    run = f"{self.folder / 'run.json'} is of a run with {name} {before}"
-                    raise UserError(
-                        f"{run}, not {value}: use the old one, or start over by --fresh"
-                    )
+                    what = "other data" if name == "data" else f"{name} {before}, not {value}"
+                    run = f"{self.folder / 'run.json'} is of a run with {what}"
+                    raise UserError(f"{run}: use the old one, or start over by --fresh")
             self.epochs = old["epochs"]
             print(f"goes on after epoch {len(self.epochs)} of {options.epochs}")
         check_processes([self.settings, self.epochs])
@@ -325,6 +324,7 @@ class Run(keras.callbacks.Callback):
     def move_aside(self, weights_full):
         """Move the files of an earlier run to Checkpoint/old-<time>/."""
         files = [*self.folder.glob("run.json"), *self.folder.glob("weights.*")]
+        files += self.folder.glob("history.png")
         if (weights_full / "model_weights.h5").exists():
             files += [path for path in weights_full.iterdir() if path.name in NETWORK_FILES]
         if files and is_main():
@@ -424,7 +424,7 @@ def draw_history(path, epochs, augment):
         about = f"epoch {best['epoch']}: {best[f'val_{name}']:.4g}"
         axes.plot(best["epoch"], best[f"val_{name}"], "ko", ms=12, mfc="none", label=about)
         axes.set(xlabel="epoch", ylabel=name, yscale="log" if name == "loss" else "linear")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.legend()
     figure.savefig(path)
 

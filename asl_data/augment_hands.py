@@ -1,8 +1,7 @@
 """Augment photographs of hands: other backgrounds, light, sizes, places and cameras.
 
 `training.py --augment` trains on what this makes. Run by itself it writes
-Numpy_folder/augmented.jpg, 48 augmented training images. You should still be able to read nearly
-every hand.
+Numpy_folder/augmented.jpg, 48 augmented training images. You should be able to read most hands.
 
     python asl_data/augment_hands.py
     python asl_data/augment_hands.py --numpy-folder my_arrays --strength 0.3 --seed 1
@@ -718,7 +717,7 @@ def main(argv=None):
     augmentation = Augmentation(options.numpy_folder, options.seed)
     path = options.numpy_folder / "augmented.jpg"
     cv2.imwrite(str(path), draw_sheet(augmentation, options.strength))
-    print(f"look at {path}: can you read nearly every hand?")
+    print(f"look at {path}: can you read most hands?")
 
 
 if __name__ == "__main__":

@@ -90,7 +90,9 @@ def test_without_checkpoints_of_this_run(dataset, copy, capsys):
     assert weights(capsys.readouterr().out) == "model_weights.h5"
     network = copy / "Weights_Full" / "class_names.json"
     change_json(network, lambda facts: facts.update(trained=False))
-    with pytest.raises(UserError, match="has no checkpoint of the network in .*: run training.py"):
+    with pytest.raises(
+        UserError, match="has no checkpoint of the network in .*: run training.py --fresh"
+    ):
         run_test(copy, "--numpy-folder", dataset)
 
 
@@ -119,7 +121,7 @@ def test_other_letters_are_refused(drawings, trained, tmp_path, letters):
     copy_images(drawings, tmp_path / "data", lambda label, i: f"{names[label]}/{i}.jpg")
     make(tmp_path / "n", "--data", tmp_path / "data", "--classes", "all")
     given = ("--numpy-folder", tmp_path / "n", "--weights", checkpoints(trained)[0])
-    message = f"the network knows A B C, the data has {' '.join(letters)}: run training.py"
+    message = f"the network knows A B C, the data has {' '.join(letters)}: run training.py --fresh"
     with pytest.raises(UserError, match=message):
         run_test(trained, *given)
 

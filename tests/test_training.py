@@ -312,7 +312,7 @@ def test_more_epochs_go_on_and_fresh_starts_over(dataset, copy, capsys):
     assert run_of(copy)["epochs"][:2] == before and len(run_of(copy)["epochs"]) == 3
     train_here(dataset, copy, "--fresh", "--epochs", "1", "--seed", "8")
     (old,) = (copy / "Checkpoint").glob("old-*")
-    assert f"moved 7 files of an earlier run to {old}\n" in capsys.readouterr().out
+    assert f"moved 8 files of an earlier run to {old}\n" in capsys.readouterr().out
     assert len(list(old.glob("weights.*"))) == 3 and len(run_of(copy)["epochs"]) == 1
     assert run_of(copy) != json.loads((old / "class_names.json").read_text())
 
@@ -353,7 +353,7 @@ def test_other_settings_are_refused(dataset, trained, arguments, difference):
 
 def test_other_data_is_refused(drawings, trained, tmp_path):
     make(tmp_path, "--data", drawings, "--seed", "1")
-    with pytest.raises(UserError, match="of a run with data .*, not "):
+    with pytest.raises(UserError, match="of a run with other data: use the old one"):
         train_here(tmp_path, trained)
 
 
