@@ -90,9 +90,7 @@ def test_without_checkpoints_of_this_run(dataset, copy, capsys):
     assert weights(capsys.readouterr().out) == "model_weights.h5"
     network = copy / "Weights_Full" / "class_names.json"
     change_json(network, lambda facts: facts.update(trained=False))
-    with pytest.raises(
-        UserError, match="has no checkpoint of the network in .*: run training.py --fresh"
-    ):
+    with pytest.raises(UserError, match="has no checkpoint of the network in .*: run training.py"):
         run_test(copy, "--numpy-folder", dataset)
 
 

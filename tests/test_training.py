@@ -378,6 +378,15 @@ def test_the_step_before_was_not_run(tmp_path):
     assert said == f"training.py: {tmp_path}/dataset.json is missing: run preprocess.py first"
 
 
+def test_ctrl_c_says_how_to_go_on(monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.argv", ["training.py"])
+    with pytest.raises(SystemExit, match="training.py: stopped; the same command, without --fresh"):
+        preprocess.run_main(interrupt)
+
+
 @pytest.mark.parametrize(
     "words", ["OOM when allocating tensor with shape[32,96,54,54]", "RESOURCE_EXHAUSTED: Out of"]
 )
