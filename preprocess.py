@@ -176,7 +176,7 @@ def label_of(name, classes):
     path = PurePosixPath(name)
     if path.parent.name in {*string.ascii_uppercase, "del", "nothing", "space", *classes}:
         return path.parent.name
-    return re.match(r"[^_\d(.]*", path.name)[0].rstrip(" -")  # up to the first _ digit ( or .
+    return re.match(r"[^_\d(.]*", path.name)[0].rstrip(" -")  # up to the first _, digit, ( or .
 
 
 def choose_classes(wanted, names):
@@ -262,7 +262,8 @@ def write_splits(folder, images, listing, classes, columns, options):
         digests = {}
         for split, rows in splits.items():
             names = [name for name, _ in rows]
-            digests |= zip(names, write_images(folder / f"{split}_set.npy", images, names))
+            hashes = write_images(folder / f"{split}_set.npy", images, names)
+            digests.update(zip(names, hashes))
             one_hot = np.eye(len(columns), dtype="float32")
             indices = [columns.index(label) for _, label in rows]
             np.save(folder / f"{split}_classes.npy", one_hot[indices])
@@ -305,14 +306,14 @@ def write_samples(folder, splits, classes):
     for label in classes:
         title = np.full((side, side, 3), 255, np.uint8)
         cv2.putText(title, label[:8], (8, 66), (0, 0, 0), font, 26, 600)  # 26 pixels high, bold
-        row = [title]
+        line = [title]
         for split, count in zip(SPLITS, (4, 2, 2)):
             images = np.load(folder / f"{split}_set.npy", mmap_mode="r")
             rows = [index for index, (_, other) in enumerate(splits[split]) if other == label]
-            for index in range(count):
-                image = images[rows[index * len(rows) // count]]
-                row.append(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA))
-        sheet.append(np.hstack(row))
+            for number in range(count):
+                image = images[rows[number * len(rows) // count]]
+                line.append(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA))
+        sheet.append(np.hstack(line))
     cv2.imwrite(str(folder / "samples.jpg"), np.vstack(sheet))
 
 

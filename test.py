@@ -3,7 +3,7 @@
 Reads Weights_Full/model.json and weights: the checkpoint in Checkpoint/ with the lowest val_loss
 (after training.py --augment the last one) or, if there is none, Weights_Full/model_weights.h5.
 Tests on Numpy_folder/test_*.npy, prints the accuracy and writes
-    Weights_Full/confusion.png    which letter was taken for which, how often
+    Weights_Full/confusion.png    the answers for each letter, counted
     Weights_Full/mistakes.jpg     the wrong answers, the highest probability first
 
     python test.py
@@ -234,7 +234,8 @@ def show_page(model, settings, port):
         probabilities = predict(model, image[None])[0].tolist()
         return square, dict(zip(settings["columns"], probabilities))
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # deletes the folder too
+    # So kill, like Ctrl-C, leaves the `with` below, which deletes its folder.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="asl-page-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         with gradio.Blocks(title="ASL letters", delete_cache=(60, 60)) as page:

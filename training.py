@@ -122,8 +122,8 @@ def main(argv=None):
     print(f"train {len(train.order):,} images, validation {len(validation.order):,}")
     print_devices(options.precision)
 
-    # This builds the metrics. Else fit, on JAX, takes batches to build them before Reseed has
-    # shuffled, and trains on these batches too.
+    # One validation batch builds the metrics. Otherwise fit, on JAX, takes its first batches before
+    # Reseed has shuffled them, and trains on these batches too.
     model.test_on_batch(*validation[0])
     model.fit(
         train,
@@ -217,15 +217,15 @@ class Batches(keras.utils.PyDataset):
         super().__init__(workers=threads, max_queue_size=2 * threads)
         self.images, self.labels = load_split(options.numpy_folder, split, dataset)
         self.batch_size, self.seed = options.batch_size, options.seed
-        self.order = trim(np.arange(len(self.images)))
+        self.order = trim(np.arange(len(self.images)))  # trim, own_share: for several GPUs only
 
     def __len__(self):
         return math.ceil(len(self.order) / self.batch_size)
 
     def places(self, index):
         """The places of a batch in the order."""
-        places = range(index * self.batch_size, (index + 1) * self.batch_size)
-        return own_share(places[: len(self.order) - index * self.batch_size])
+        start = index * self.batch_size
+        return own_share(range(start, min(start + self.batch_size, len(self.order))))
 
     def __getitem__(self, index):
         rows = self.order[self.places(index)]
@@ -238,24 +238,24 @@ class Batches(keras.utils.PyDataset):
 
 class AugmentedBatches(Batches):
     """Batches of augmented photographs, each letter as often as the others. An image depends on
-    the seed, the epoch, its place in the epoch and --epochs."""
+    the seed, --epochs, the epoch and its place there."""
 
     def __init__(self, options, dataset):
-        workers = min(os.cpu_count(), 32)
-        super().__init__(options, dataset, threads=max(2, workers))
+        processes = min(os.cpu_count(), 32)
+        super().__init__(options, dataset, threads=max(2, processes))
         self.augmentation = Augmentation(options.numpy_folder, options.seed)
-        self.pool = Pool(self.augmentation, workers)
+        self.pool = Pool(self.augmentation, processes)
         self.epochs = options.epochs
         self.shuffle(0)
 
     def shuffle(self, epoch):
-        self.epoch, self.order = epoch, trim(self.augmentation.draw(epoch))
+        self.epoch, self.order = epoch, trim(self.augmentation.choose_rows(epoch))
         # Weak at first, full strength after 40 % of the epochs: else the network learns nothing.
         self.strength = min(1, 0.1 + 0.9 * epoch / (0.4 * self.epochs))
 
     def __getitem__(self, index):
         places = self.places(index)
-        # The workers draw the same order as `shuffle`.
+        # The processes of the pool choose the same rows, as these depend on (seed, epoch).
         images = self.pool.images(self.epoch, places, self.strength)
         return images, self.labels[self.order[places]]
 
@@ -278,8 +278,8 @@ class Reseed(keras.callbacks.Callback):
 
 SETTINGS = ("learning_rate", "momentum", "batch_size", "seed", "precision", "augment")
 METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")
-NETWORK_FILES = ("model.json", "model_weights.h5", "class_names.json")  # and of test.py:
-NETWORK_FILES += ("confusion.png", "mistakes.jpg")
+RESULT_FILES = ("model.json", "model_weights.h5", "class_names.json")
+RESULT_FILES += ("confusion.png", "mistakes.jpg")  # written by test.py
 
 
 class Run(keras.callbacks.Callback):
@@ -307,7 +307,7 @@ class Run(keras.callbacks.Callback):
                 if (before := old["settings"].get(name)) != value:
                     what = "other data" if name == "data" else f"{name} {before}, not {value}"
                     run = f"{self.folder / 'run.json'} is of a run with {what}"
-                    raise UserError(f"{run}: use the old one, or start over by --fresh")
+                    raise UserError(f"{run}: undo this change, or start over by --fresh")
             self.epochs = old["epochs"]
             print(f"goes on after epoch {len(self.epochs)} of {options.epochs}")
         check_processes([self.settings, self.epochs])
@@ -325,8 +325,8 @@ class Run(keras.callbacks.Callback):
         """Move the files of an earlier run to Checkpoint/old-<time>/."""
         files = [*self.folder.glob("run.json"), *self.folder.glob("weights.*")]
         files += self.folder.glob("history.png")
-        if (weights_full / "model_weights.h5").exists():
-            files += [path for path in weights_full.iterdir() if path.name in NETWORK_FILES]
+        if (weights_full / "model_weights.h5").exists():  # the others are worth nothing alone
+            files += [path for path in weights_full.iterdir() if path.name in RESULT_FILES]
         if files and is_main():
             old = self.folder / time.strftime("old-%Y%m%d-%H%M%S")
             old.mkdir()
@@ -350,9 +350,9 @@ class Run(keras.callbacks.Callback):
 
     def remove_others(self):
         """With --keep, remove all checkpoints but the last ones and the best."""
-        best = tested_epoch(self.epochs, self.settings["augment"])
+        tested = tested_epoch(self.epochs, self.settings["augment"])
         for row in self.epochs[: -self.keep] if self.keep else []:
-            if row is not best:
+            if row is not tested:
                 (self.folder / row["file"]).unlink(missing_ok=True)
 
 
@@ -416,13 +416,13 @@ def start_from(model, path, settings):
 def draw_history(path, epochs, augment):
     """Draw loss and accuracy of all epochs, and mark the epoch that test.py takes."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
-    numbers, best = [row["epoch"] for row in epochs], tested_epoch(epochs, augment)
+    numbers, tested = [row["epoch"] for row in epochs], tested_epoch(epochs, augment)
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy")):
         axes.plot(numbers, [row[name] for row in epochs], "o-", ms=4, label="training")
         values = [row[f"val_{name}"] for row in epochs]
         axes.plot(numbers, values, "s--", ms=4, label="validation")
-        about = f"epoch {best['epoch']}: {best[f'val_{name}']:.4g}"
-        axes.plot(best["epoch"], best[f"val_{name}"], "ko", ms=12, mfc="none", label=about)
+        about = f"epoch {tested['epoch']}: {tested[f'val_{name}']:.4g}"
+        axes.plot(tested["epoch"], tested[f"val_{name}"], "ko", ms=12, mfc="none", label=about)
         axes.set(xlabel="epoch", ylabel=name, yscale="log" if name == "loss" else "linear")
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.legend()
@@ -475,7 +475,7 @@ def use_all_devices(batch_size):
     if batch_size % devices:
         raise UserError(f"--batch-size {batch_size} does not divide by {devices} devices")
     if devices > 1:
-        share = keras.distribution.DataParallel(auto_shard_dataset=False)  # Batches.places does it
+        share = keras.distribution.DataParallel(auto_shard_dataset=False)  # Batches.places shards
         keras.distribution.set_distribution(share)
 
 

@@ -576,7 +576,7 @@ def draw_finger_spread():
 
 class Augmentation:
     """The augmented training images of a Numpy_folder: each depends on (seed, epoch, place) and the
-    strength only. First `draw` an epoch, then ask for an `image` at a place of it.
+    strength only. First `choose_rows` of an epoch, then ask for an `image` at a place of it.
 
     Three of four images show a hand that was cut out, if hands of every letter can be cut out.
     masks: those that `cut_hands` found; None to find them.
@@ -602,7 +602,7 @@ class Augmentation:
     def studio(self):
         return Studio(self.seed)
 
-    def draw(self, epoch):
+    def choose_rows(self, epoch):
         """The rows of an epoch, int (n,): each letter as often as the others.
 
         Of each letter as many hands are cut out, or the background would tell the letter.
@@ -621,7 +621,7 @@ class Augmentation:
         return self.order
 
     def image(self, place, strength):
-        """The augmented image at a place of the drawn epoch, uint8 (SIZE, SIZE, 3)."""
+        """The augmented image at a place of the chosen rows, uint8 (SIZE, SIZE, 3)."""
         row, mask = self.order[place], None
         if self.is_cut[place]:
             mask = np.unpackbits(self.masks[row]).reshape(SIZE, SIZE)
@@ -680,7 +680,7 @@ def serve():
         while True:
             epoch, places, strength = pickle.load(sys.stdin.buffer)
             if epoch != augmentation.epoch:
-                augmentation.draw(epoch)
+                augmentation.choose_rows(epoch)
             for place in places:
                 output.write(augmentation.image(place, strength))
             output.flush()
@@ -693,7 +693,7 @@ def draw_sheet(augmentation, strength):
     """48 augmented training images, uint8 (6 * SIZE, 8 * SIZE, 3), each with its letter."""
     sheet, font = [], cv2.FontFace("sans")
     for epoch in range(math.ceil(48 / len(augmentation.images))):  # several of a small set
-        for place, row in enumerate(augmentation.draw(epoch)[: 48 - len(sheet)]):
+        for place, row in enumerate(augmentation.choose_rows(epoch)[: 48 - len(sheet)]):
             image = augmentation.image(place, strength)
             name = augmentation.columns[augmentation.letters[row]][:8]
             cv2.rectangle(image, (0, 0), (14 + 16 * len(name), 30), (0, 0, 0), -1)

@@ -151,23 +151,23 @@ def test_hands_whose_edge_is_not_seen(harm):
 def test_an_image_depends_on_seed_epoch_and_place(augmentation, tmp_path):
     folder = augmentation.folder
     again = augment_hands.Augmentation(folder, 0, augmentation.masks)
-    again.draw(7)
-    augmentation.draw(3)
-    assert augmentation.draw(7).tolist() == again.order.tolist()
+    again.choose_rows(7)
+    augmentation.choose_rows(3)
+    assert augmentation.choose_rows(7).tolist() == again.order.tolist()
     for place in (5, 3, 4):
         assert np.array_equal(augmentation.image(place, 0.5), again.image(place, 0.5))
     seventh = augmentation.image(5, 0.5)
-    augmentation.draw(8)
+    augmentation.choose_rows(8)
     augmentation.order, augmentation.is_cut = again.order, again.is_cut
     assert not np.array_equal(augmentation.image(5, 0.5), seventh)
     other = augment_hands.Augmentation(folder, 1, augmentation.masks)
-    assert other.draw(7).tolist() != again.order.tolist()
+    assert other.choose_rows(7).tolist() != again.order.tolist()
 
 
 def test_each_letter_is_as_often_there_and_cut_out(augmentation, still):
     letters = still[1]
     for epoch in range(3):
-        order = augmentation.draw(epoch)
+        order = augmentation.choose_rows(epoch)
         assert np.bincount(letters[order]).tolist() == [45, 45, 45]
         assert np.bincount(letters[order[augmentation.is_cut]]).tolist() == [34, 34, 34]
         assert augmentation.masks[order[augmentation.is_cut]].any(axis=1).all()
@@ -177,7 +177,7 @@ def test_letters_of_unequal_numbers(still, tmp_path):
     images, letters, names, _ = still
     some = [*range(30), *range(45, 49), *range(90, 100)]
     few = augmentation_of(tmp_path, images[some], letters[some], [names[i] for i in some])
-    assert np.bincount(letters[some][few.draw(0)]).tolist() == [15, 15, 14]
+    assert np.bincount(letters[some][few.choose_rows(0)]).tolist() == [15, 15, 14]
 
 
 def test_a_letter_of_which_no_hand_can_be_cut_out(still, tmp_path, capsys):
@@ -186,7 +186,7 @@ def test_a_letter_of_which_no_hand_can_be_cut_out(still, tmp_path, capsys):
     images = images.copy()
     images[45:90] = np.random.default_rng(0).integers(0, 256, images[:45].shape, dtype=np.uint8)
     augmentation = augmentation_of(tmp_path, images, letters, names)
-    augmentation.draw(0)
+    augmentation.choose_rows(0)
     assert augmentation.masks[:45].any() and augmentation.masks[90:].any()
     assert not augmentation.is_cut.any()
     assert (
@@ -339,6 +339,6 @@ def test_arrays_made_anew_meanwhile(dataset, tmp_path):
     augmentation = augment_hands.Augmentation(tmp_path / "n", 0)
     augmentation.id = "of other arrays"
     pool = augment_hands.Pool(augmentation, 1)
-    augmentation.draw(0)
+    augmentation.choose_rows(0)
     with pytest.raises(RuntimeError, match="a process that augments images has ended"):
         pool.images(0, range(3), 1)

@@ -353,7 +353,7 @@ def test_other_settings_are_refused(dataset, trained, arguments, difference):
 
 def test_other_data_is_refused(drawings, trained, tmp_path):
     make(tmp_path, "--data", drawings, "--seed", "1")
-    with pytest.raises(UserError, match="of a run with other data: use the old one"):
+    with pytest.raises(UserError, match="of a run with other data: undo this change"):
         train_here(tmp_path, trained)
 
 
