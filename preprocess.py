@@ -74,7 +74,12 @@ def main(argv=None):
 def parse_options(argv):
     parser = argparse.ArgumentParser(description="Turn photographs of ASL letters into .npy files.")
     add = parser.add_argument
-    add("--data", type=Path, metavar="PATH", help="folder or zip of images (default: asl_data)")
+    add(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="folder or zip of images (default: search asl_data)",
+    )
     add("--classes", nargs="+", default=["A", "B", "C"], help="or the word all (default: A B C)")
     about = "training images per class (default: 2000, or two thirds of a smaller class)"
     add("--train", type=positive, default=2000, metavar="N", help=about)

@@ -73,19 +73,19 @@ def parse_options(argv):
 def load_network(options):
     """(the model with its weights, the settings that these were trained with)"""
     path = options.weights_full / "class_names.json"
-    facts, run = read_json(path), read_json(options.checkpoint / "run.json")
-    if not facts:
+    network, run = read_json(path), read_json(options.checkpoint / "run.json")
+    if not network:
         raise UserError(f"{path} is missing: run training.py first")
     if options.weights:
         weights = options.weights
-    elif run.get("epochs") and run["settings"] == facts["settings"]:  # both are of one run
+    elif run.get("epochs") and run["settings"] == network["settings"]:
         row = tested_epoch(run["epochs"], run["settings"]["augment"])
         weights = options.checkpoint / row["file"]
-    elif facts["trained"]:
+    elif network["trained"]:  # the training has come to its end
         weights = options.weights_full / "model_weights.h5"
     else:
-        network = f"of the network in {options.weights_full}"
-        raise UserError(f"{options.checkpoint} has no checkpoint {network}: run training.py")
+        where = f"{options.checkpoint} has no checkpoint of the network in {options.weights_full}"
+        raise UserError(f"{where}: run training.py")
     model = model_from_json((options.weights_full / "model.json").read_text(encoding="utf-8"))
     settings = settings_beside(weights)
     load_weights(model, weights)
@@ -149,12 +149,12 @@ def print_accuracy(columns, expected, predicted, what):
 
 
 def draw_confusion(path, columns, expected, predicted):
-    classes = sorted({*expected, *predicted})
-    side = 3.5 + 0.4 * len(classes)
+    indices = sorted({*expected, *predicted})
+    side = 3.5 + 0.4 * len(indices)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
-    names = [columns[index] for index in classes]
-    confusion = confusion_matrix(expected, predicted, labels=classes)
+    names = [columns[index] for index in indices]
+    confusion = confusion_matrix(expected, predicted, labels=indices)
     display = ConfusionMatrixDisplay(confusion, display_labels=names)
     display.plot(ax=axes, cmap="Blues", colorbar=False)
     axes.set(xlabel="the network says", ylabel="the letter is")

@@ -4,7 +4,7 @@ Reads what preprocess.py wrote in Numpy_folder/ and writes
     Checkpoint/weights.{epoch:02d}-{val_loss:.2f}.hdf5   after each epoch, to go on from
     Checkpoint/run.json, history.png                     settings, loss and accuracy of each epoch
     Weights_Full/model.json, model_weights.h5            the network and its last weights
-    Weights_Full/class_names.json                        settings, and the class of each output
+    Weights_Full/class_names.json                        its settings, with the class of each output
 The same command, without --fresh, goes on after the last epoch and ends as if never stopped.
 
     python training.py
@@ -98,14 +98,14 @@ def main(argv=None):
     options = parse_options(argv)
     use_all_devices(options.batch_size)  # changes nothing with one GPU: see the end
     dataset = load_dataset(options.numpy_folder)
-    run = Run(options, dataset)  # reads run.json: the epochs so far
+    run = Run(options, dataset)  # reads run.json: the epochs so far, none with --fresh
     train = AugmentedBatches(options, dataset) if options.augment else Batches(options, dataset)
     validation = Batches(options, dataset, "validation")
 
     keras.config.set_dtype_policy(options.precision)
     keras.utils.set_random_seed(options.seed)
     model = build_model(len(dataset["columns"]), options.seed)
-    if not run.epochs:
+    if not run.rows:
         if options.start_from:
             start_from(model, options.start_from, run.settings)
         run.move_aside(options.weights_full)
@@ -116,8 +116,8 @@ def main(argv=None):
         loss = "categorical_crossentropy"
         optimizer = SGD(options.learning_rate, options.momentum)
     model.compile(loss=loss, optimizer=optimizer, metrics=["accuracy"])
-    if run.epochs:
-        restore(model, run.folder / run.epochs[-1]["file"])
+    if run.rows:
+        restore(model, run.folder / run.rows[-1]["file"])
     model.summary()
     print(f"train {len(train.order):,} images, validation {len(validation.order):,}")
     print_devices(options.precision)
@@ -128,14 +128,14 @@ def main(argv=None):
     model.fit(
         train,
         validation_data=validation,
-        initial_epoch=len(run.epochs),
+        initial_epoch=len(run.rows),
         epochs=options.epochs,
         shuffle=False,  # Reseed shuffles: with a seed, Keras repeats one order in every epoch
         verbose=1 if sys.stdout.isatty() else 2,
         callbacks=[Reseed(train), run],
     )
     save_weights(options.weights_full, model, run.settings)
-    row = tested_epoch(run.epochs, options.augment)
+    row = tested_epoch(run.rows, options.augment)
     print("test.py takes epoch {epoch}: val_accuracy {val_accuracy:.4f}, {file}".format(**row))
     print("Saved model to disk")
 
@@ -285,13 +285,13 @@ RESULT_FILES += ("confusion.png", "mistakes.jpg")  # written by test.py
 class Run(keras.callbacks.Callback):
     """The article's ModelCheckpoint (Keras 3 refuses its .hdf5), and run.json, to go on from.
 
-    settings: all that the weights depend on; epochs: a row for each complete epoch, with its
-    METRICS and its file.
+    settings: all that the weights depend on; rows: one for each complete epoch, with its METRICS
+    and its file.
     """
 
     def __init__(self, options, dataset):
         super().__init__()
-        self.folder, self.keep, self.epochs = options.checkpoint, options.keep, []
+        self.folder, self.keep, self.rows = options.checkpoint, options.keep, []
         self.settings = {name: getattr(options, name) for name in SETTINGS}
         # With --augment, the learning rate depends on the number of epochs.
         self.settings["epochs"] = options.epochs if options.augment else None
@@ -308,9 +308,9 @@ class Run(keras.callbacks.Callback):
                     what = "other data" if name == "data" else f"{name} {before}, not {value}"
                     run = f"{self.folder / 'run.json'} is of a run with {what}"
                     raise UserError(f"{run}: undo this change, or start over by --fresh")
-            self.epochs = old["epochs"]
-            print(f"goes on after epoch {len(self.epochs)} of {options.epochs}")
-        check_processes([self.settings, self.epochs])
+            self.rows = old["epochs"]
+            print(f"goes on after epoch {len(self.rows)} of {options.epochs}")
+        check_processes([self.settings, self.rows])
 
     def lock(self):
         """Keep other trainings out of the folder until this process ends."""
@@ -325,8 +325,7 @@ class Run(keras.callbacks.Callback):
         """Move the files of an earlier run to Checkpoint/old-<time>/."""
         files = [*self.folder.glob("run.json"), *self.folder.glob("weights.*")]
         files += self.folder.glob("history.png")
-        if (weights_full / "model_weights.h5").exists():  # the others are worth nothing alone
-            files += [path for path in weights_full.iterdir() if path.name in RESULT_FILES]
+        files += [weights_full / name for name in RESULT_FILES if (weights_full / name).exists()]
         if files and is_main():
             old = self.folder / time.strftime("old-%Y%m%d-%H%M%S")
             old.mkdir()
@@ -339,19 +338,19 @@ class Run(keras.callbacks.Callback):
         if not math.isfinite(row["loss"] + row["val_loss"]):
             raise UserError("the loss is not finite: start over by --fresh, lower --learning-rate")
         row["file"] = "weights.{epoch:02d}-{val_loss:.2f}.hdf5".format(**row)
-        self.epochs.append(row)
+        self.rows.append(row)
         if is_main():
             with replacing(self.folder / row["file"]) as path:
                 self.model.save(path)
-            facts = {"settings": self.settings, "epochs": self.epochs}
+            facts = {"settings": self.settings, "epochs": self.rows}
             write_json(self.folder / "run.json", facts)  # the epoch is complete
-            draw_history(self.folder / "history.png", self.epochs, self.settings["augment"])
+            draw_history(self.folder / "history.png", self.rows, self.settings["augment"])
             self.remove_others()
 
     def remove_others(self):
         """With --keep, remove all checkpoints but the last ones and the best."""
-        tested = tested_epoch(self.epochs, self.settings["augment"])
-        for row in self.epochs[: -self.keep] if self.keep else []:
+        tested = tested_epoch(self.rows, self.settings["augment"])
+        for row in self.rows[: -self.keep] if self.keep else []:
             if row is not tested:
                 (self.folder / row["file"]).unlink(missing_ok=True)
 

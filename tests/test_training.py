@@ -299,7 +299,7 @@ def test_all_state_is_restored(tmp_path):
     images, labels = np.ones((8, 4), "float32"), np.eye(2, dtype="float32")[[0, 1] * 4]
     run, first, second = small_run(tmp_path), small_model(1), small_model(2)
     first.fit(images, labels, verbose=0, validation_data=(images, labels), callbacks=[run])
-    training.restore(second, tmp_path / run.epochs[-1]["file"])
+    training.restore(second, tmp_path / run.rows[-1]["file"])
     for get in (lambda model: model.weights, lambda model: model.optimizer.variables):
         assert len(get(first)) == len(get(second)) > 0
         for ours, theirs in zip(get(first), get(second)):
