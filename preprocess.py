@@ -324,9 +324,11 @@ def write_samples(folder, splits, classes):
 
 def print_counts(splits, classes):
     print("class       train  validation     test")
-    for label in [*classes, "total"]:
-        counts = [sum(label in (other, "total") for _, other in splits[split]) for split in SPLITS]
-        print("{:10} {:6,}  {:10,}  {:7,}".format(label, *counts))
+    line = "{:10} {:6,}  {:10,}  {:7,}"
+    for label in classes:
+        counts = [sum(other == label for _, other in splits[split]) for split in SPLITS]
+        print(line.format(label, *counts))
+    print(line.format("total", *(len(splits[split]) for split in SPLITS)))
 
 
 # ---- the data set, as the later steps read it ----

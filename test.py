@@ -73,15 +73,15 @@ def parse_options(argv):
 def load_network(options):
     """(the model with its weights, the settings that these were trained with)"""
     path = options.weights_full / "class_names.json"
-    network, run = read_json(path), read_json(options.checkpoint / "run.json")
-    if not network:
+    saved, run = read_json(path), read_json(options.checkpoint / "run.json")
+    if not saved:
         raise UserError(f"{path} is missing: run training.py first")
     if options.weights:
         weights = options.weights
-    elif run.get("epochs") and run["settings"] == network["settings"]:
+    elif run.get("epochs") and run["settings"] == saved["settings"]:
         row = tested_epoch(run["epochs"], run["settings"]["augment"])
         weights = options.checkpoint / row["file"]
-    elif network["trained"]:  # the training has come to its end
+    elif saved["trained"]:  # the training has come to its end
         weights = options.weights_full / "model_weights.h5"
     else:
         where = f"{options.checkpoint} has no checkpoint of the network in {options.weights_full}"
@@ -94,7 +94,7 @@ def load_network(options):
 
 
 def check_data(settings, dataset, weights_are_named):
-    """Refuse other letters, and test images that the network may have been trained on."""
+    """Refuse data with other letters, or data that the network may have been trained on."""
     known, wanted = settings["classes"], dataset["classes"]
     if settings["columns"] != dataset["columns"] or not set(wanted) <= set(known):
         letters = f"the network knows {' '.join(known)}, the data has {' '.join(wanted)}"
@@ -234,7 +234,7 @@ def show_page(model, settings, port):
         probabilities = predict(model, image[None])[0].tolist()
         return square, dict(zip(settings["columns"], probabilities))
 
-    # So kill, like Ctrl-C, leaves the `with` below, which deletes its folder.
+    # `kill` then ends the `with` below, as Ctrl-C does: its folder is deleted.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="asl-page-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder

@@ -42,8 +42,8 @@ from preprocess import HERE, IMAGE_SIZE, UserError, load_dataset, load_split, po
 logging.getLogger("absl").setLevel(logging.ERROR)  # Keras warns at each .hdf5
 
 
-def build_model(columns, seed):
-    """The article's network: uint8 (n, 224, 224, 3), BGR in, float32 (n, columns) out."""
+def build_model(outputs, seed):
+    """The article's network: uint8 (n, 224, 224, 3), BGR in, float32 (n, outputs) out."""
     return keras.Sequential(
         [
             Input((IMAGE_SIZE, IMAGE_SIZE, 3), dtype="uint8"),
@@ -88,7 +88,7 @@ def build_model(columns, seed):
             Dropout(0.5, seed=seed + 2),
             BatchNormalization(),
             # output
-            Dense(columns),
+            Dense(outputs),
             Activation("softmax", dtype="float32"),  # in any --precision
         ]
     )
@@ -122,8 +122,8 @@ def main(argv=None):
     print(f"train {len(train.order):,} images, validation {len(validation.order):,}")
     print_devices(options.precision)
 
-    # One validation batch builds the metrics. Otherwise fit, on JAX, takes its first batches before
-    # Reseed has shuffled them, and trains on these batches too.
+    # On JAX, fit would build the metrics with batches from before Reseed shuffles, and train on
+    # them, too. So build the metrics here.
     model.test_on_batch(*validation[0])
     model.fit(
         train,
@@ -255,7 +255,7 @@ class AugmentedBatches(Batches):
 
     def __getitem__(self, index):
         places = self.places(index)
-        # The processes of the pool choose the same rows, as these depend on (seed, epoch).
+        # The pool chooses the same rows, from (seed, epoch): so images and labels match.
         images = self.pool.images(self.epoch, places, self.strength)
         return images, self.labels[self.order[places]]
 
