@@ -34,7 +34,7 @@ def main(argv=None):
     options = parse_options(argv)
     model, settings = load_network(options)
     if options.page:
-        return show_page(model, settings, options.page)
+        return show_page(model, settings, options)
     if options.pictures:
         return read_pictures(model, settings, options)
 
@@ -61,7 +61,7 @@ def parse_options(argv):
     add("--page", nargs="?", const=7860, type=int, metavar="PORT", help=about)
     about = "test-time augmentation: the mean of seven views of each image (default: one view)"
     add("--tta", action="store_true", help=about)
-    about = "weights to use (default: the best checkpoint)"
+    about = "weights to use (default: the best checkpoint, after --augment the last)"
     add("--weights", type=Path, metavar="FILE", help=about)
     add_folders(parser)
     return parser.parse_args(argv)
@@ -212,7 +212,7 @@ def read_pictures(model, settings, options):
         print_accuracy(columns, np.array(expected), np.array(predicted), what)
 
 
-def show_page(model, settings, port):
+def show_page(model, settings, options):
     """Show a page on this machine alone. It reads a camera, or a photograph that is dropped there,
     and keeps no picture."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads this when it is imported
@@ -231,7 +231,7 @@ def show_page(model, settings, port):
         top, left = (height - side) // 2, (width - side) // 2
         square = picture[top : top + side, left : left + side]
         image = resize(np.ascontiguousarray(square[:, :, ::-1]))
-        probabilities = predict(model, image[None])[0].tolist()
+        probabilities = predict(model, image[None], options.tta)[0].tolist()
         return square, dict(zip(settings["columns"], probabilities))
 
     # `kill` then ends the `with` below, as Ctrl-C does: its folder is deleted.
@@ -254,9 +254,11 @@ def show_page(model, settings, port):
             camera.stream(read, camera, [square, letters], show_progress="hidden")
             photograph.upload(read, photograph, [square, letters], show_progress="hidden")
         try:
-            page.launch(server_name="127.0.0.1", server_port=port, share=False, footer_links=[])
+            page.launch(
+                server_name="127.0.0.1", server_port=options.page, share=False, footer_links=[]
+            )
         except OSError:
-            raise UserError(f"port {port} is in use: give another by --page PORT") from None
+            raise UserError(f"port {options.page} is in use: give another by --page PORT") from None
 
 
 if __name__ == "__main__":

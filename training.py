@@ -156,7 +156,7 @@ def parse_options(argv):
     about = "number format of the layers; weights stay float32 (default: float32)"
     choices = ["float32", "mixed_bfloat16", "mixed_float16"]
     add("--precision", choices=choices, default="float32", help=about)
-    about = "keep the last N checkpoints and the best (default: all)"
+    about = "keep the last N checkpoints and the one that test.py takes (default: all)"
     add("--keep", type=positive, metavar="N", help=about)
     about = "start over; old files move to Checkpoint/old-<time>/ (default: go on)"
     add("--fresh", action="store_true", help=about)
@@ -276,7 +276,7 @@ class Reseed(keras.callbacks.Callback):
 
 # ---- Checkpoint/: the run, and how it goes on ----
 
-SETTINGS = ("learning_rate", "momentum", "batch_size", "seed", "precision", "augment")
+SETTINGS = ("augment", "learning_rate", "momentum", "batch_size", "seed", "precision")
 METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")
 RESULT_FILES = ("model.json", "model_weights.h5", "class_names.json")
 RESULT_FILES += ("confusion.png", "mistakes.jpg")  # written by test.py
@@ -348,7 +348,7 @@ class Run(keras.callbacks.Callback):
             self.remove_others()
 
     def remove_others(self):
-        """With --keep, remove all checkpoints but the last ones and the best."""
+        """With --keep, remove all checkpoints but the last ones and the one that test.py takes."""
         tested = tested_epoch(self.rows, self.settings["augment"])
         for row in self.rows[: -self.keep] if self.keep else []:
             if row is not tested:
