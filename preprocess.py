@@ -21,7 +21,6 @@ import json
 import random
 import re
 import shutil
-import string
 import sys
 import zipfile
 from collections import Counter
@@ -35,6 +34,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 IMAGE_SIZE = 224
 LETTERS = "ABCDEFGHIKLMNOPQRSTUVWXY"  # the article's 24 outputs; J and Z are movements
+KAGGLE_CLASSES = {*LETTERS, "J", "Z", "del", "nothing", "space"}
 SPLITS = ("train", "validation", "test")
 
 
@@ -176,11 +176,12 @@ def find_images(path):
 
 
 def label_of(name, classes):
-    """The class of an image: its folder, as in A/1.jpg, if that is a letter or one of the classes;
-    else the start of its name, as in A_34.jpg, A34.jpg and "A (34).jpg"."""
+    """The class of an image: its folder, as in A/1.jpg, if that is one of the classes or of
+    Kaggle's; else the start of its name, as in A_34.jpg, A34.jpg and "A (34).jpg"."""
     path = PurePosixPath(name)
-    if path.parent.name in {*string.ascii_uppercase, "del", "nothing", "space", *classes}:
-        return path.parent.name
+    folder = path.parent.name
+    if folder in classes or folder in KAGGLE_CLASSES:
+        return folder
     return re.match(r"[^_\d(.]*", path.name)[0].rstrip(" -")  # up to the first _, digit, ( or .
 
 
