@@ -22,30 +22,29 @@ import random
 import re
 import shutil
 import sys
-import zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from glob import glob
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import cv2
 import numpy as np
 
+from asl_data.find_images import UserError, choose_classes, find_images, plain, top_folders
+
 HERE = Path(__file__).resolve().parent
 IMAGE_SIZE = 224
 LETTERS = "ABCDEFGHIKLMNOPQRSTUVWXY"  # the article's 24 outputs; J and Z are movements
-KAGGLE_CLASSES = {*LETTERS, "J", "Z", "del", "nothing", "space"}
 SPLITS = ("train", "validation", "test")
 
 
 def main(argv=None):
     options = parse_options(argv)
     images = find_images(options.data)
-    classes = choose_classes(options.classes, images.names)
+    classes, labels = choose_classes(options.classes, images.names)
     # The article's network has 24 outputs, also for 3 classes. With a class outside LETTERS, it
     # has one output per class.
     columns = list(LETTERS) if set(classes) <= set(LETTERS) else classes
-    listing = list_images(images, classes, options)  # [(file name, class)]
+    listing = list_images(images, labels, options)  # [(file name, class)]
 
     # Write beside the old files, then replace them: a killed run leaves the old ones complete.
     partial = options.numpy_folder / ".partial"
@@ -74,20 +73,17 @@ def main(argv=None):
 def parse_options(argv):
     parser = argparse.ArgumentParser(description="Turn photographs of ASL letters into .npy files.")
     add = parser.add_argument
-    add(
-        "--data",
-        type=Path,
-        metavar="PATH",
-        help="folder or zip of images (default: search asl_data)",
-    )
+    about = "folder or zip of images (default: search asl_data)"
+    add("--data", type=Path, metavar="PATH", help=about)
     add("--classes", nargs="+", default=["A", "B", "C"], help="or the word all (default: A B C)")
     about = "training images per class (default: 2000, or two thirds of a smaller class)"
     add("--train", type=positive, default=2000, metavar="N", help=about)
     about = "validation images per class (default: 750, or a quarter of a smaller class)"
     add("--validation", type=positive, default=750, metavar="N", help=about)
-    about = "in-order: the first frames to train, the last to test (default: random)"
-    add("--split", choices=["random", "in-order"], default="random", help=about)
-    add("--seed", type=int, default=0, metavar="N", help="of the random split (default: 0)")
+    about = "in-order: the first frames to train, the last to test; by-folder: train/, valid/ and "
+    about += "test/, or whole folders of people, without --train, --validation (default: random)"
+    add("--split", choices=["random", "in-order", "by-folder"], default="random", help=about)
+    add("--seed", type=int, default=0, metavar="N", help="of the split (default: 0)")
     about = "where the .npy files go (default: Numpy_folder beside this script)"
     add("--numpy-folder", type=Path, default=HERE / "Numpy_folder", metavar="DIR", help=about)
     return parser.parse_args(argv)
@@ -100,57 +96,7 @@ def positive(text):
     return int(text)
 
 
-# ---- the images: where they are, and the class of each ----
-
-SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .bmp .webp .tif .tiff .gif .avif".split())
-UNREADABLE = (".heic", ".heif", ".dng", ".cr2", ".nef", ".arw", ".mov", ".mp4")
-NO_IMAGES = """no images in {}. Put there
-  the Kaggle data set (1 GB)
-    curl -L -o asl_data/asl-alphabet.zip \
-https://www.kaggle.com/api/v1/datasets/download/grassknoted/asl-alphabet
-  or your own photographs, A_1.jpg ... or A/1.jpg ..., or, to try the scripts, drawings
-    python asl_data/draw_hands.py"""
-
-
-class Images:
-    """The images of a folder, of a zip, which is read in place, or of a single file.
-
-    names: their paths in the folder or zip, sorted.
-    """
-
-    def __init__(self, path):
-        self.path, self.zip = path, None
-        if path.is_dir():
-            found = glob("**", root_dir=path, recursive=True)  # also behind links to folders
-            found = [Path(name).as_posix() for name in found]
-        elif zipfile.is_zipfile(path):
-            self.zip = zipfile.ZipFile(path)
-            found = self.zip.namelist()
-        elif path.is_file() and path.suffix.lower() in SUFFIXES + UNREADABLE:
-            self.path, found = path.parent, [path.name]
-        elif not path.exists():
-            raise UserError(f"{path} is not there")
-        else:
-            raise UserError(f"{path} is no folder, no image and no complete zip")
-        # Names that begin with a dot, as ._A1.jpg, are what macOS leaves in a zip.
-        found = [name for name in sorted(found) if not PurePosixPath(name).name.startswith(".")]
-        self.names = [name for name in found if name.lower().endswith(SUFFIXES + UNREADABLE)]
-        unreadable = [name for name in self.names if name.lower().endswith(UNREADABLE)]
-        self.leave_out(unreadable, "OpenCV cannot read them, convert to .jpg")
-
-    def leave_out(self, names, why):
-        if names:
-            print(f"left out {len(names):,}: {why} (such as {names[0]})")
-            self.names = sorted(set(self.names) - set(names))
-
-    def read(self, name):
-        """The image as the network gets it, uint8 (224, 224, 3), BGR; None if it is no image."""
-        data = self.zip.read(name) if self.zip else (self.path / name).read_bytes()
-        try:
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-        except cv2.error:  # an empty file, or more than 2**30 pixels
-            image = None
-        return None if image is None else resize(image)
+# ---- the split and the arrays ----
 
 
 def resize(image):
@@ -158,68 +104,26 @@ def resize(image):
     return cv2.resize(image, (IMAGE_SIZE, IMAGE_SIZE))
 
 
-def find_images(path):
-    """The Images of --data or, without it, of the first place in asl_data/ that has any."""
-    data = HERE / "asl_data"
-    places = [data / "new", data, *sorted(data.glob("*.zip")), data / "demo"]
-    places = [path] if path else list(filter(Path.exists, places))
-    for place in places:
-        images = Images(place)
-        others = [name for name in images.names if "asl_alphabet_test/" in name]
-        images.leave_out(others, "test images of the archive, which the article does not use")
-        if place.resolve() == data.resolve():  # the drawings count only where nothing else is
-            images.names = [name for name in images.names if not name.startswith("demo/")]
-        if images.names:
-            print(f"source {place}: {len(images.names):,} images")
-            return images
-    raise UserError(f"no images in {path}" if path else NO_IMAGES.format(data))
-
-
-def label_of(name, classes):
-    """The class of an image: its folder, as in A/1.jpg, if that is one of the classes or of
-    Kaggle's; else the start of its name, as in A_34.jpg, A34.jpg and "A (34).jpg"."""
-    path = PurePosixPath(name)
-    folder = path.parent.name
-    if folder in classes or folder in KAGGLE_CLASSES:
-        return folder
-    return re.match(r"[^_\d(.]*", path.name)[0].rstrip(" -")  # up to the first _, digit, ( or .
-
-
-def choose_classes(wanted, names):
-    """The wanted classes, sorted. `all` takes every folder or, if there are fewer than two
-    folders, every start of a name."""
-    all_classes = {PurePosixPath(name).parent.name for name in names} - {""}
-    if len(all_classes) < 2:
-        all_classes = {label_of(name, ()) for name in names} - {""}
-    classes = sorted(all_classes if wanted == ["all"] else set(wanted))
-    not_empty = {label_of(name, classes) for name in names}
-    for label in classes:
-        if label not in not_empty:
-            examples = " ".join(sorted(all_classes)[:40])
-            raise UserError(f"no image of class {label}; there are {examples}")
-    if len(classes) < 2:
-        raise UserError("one class leaves nothing to learn: see --classes")
-    return classes
-
-
-# ---- the split and the arrays ----
-
-
-def list_images(images, classes, options):
+def list_images(images, labels, options):
     """[(file name, class)] in the order in which they are split.
 
     All images are ordered before some are chosen: so the split of a letter does not depend on
     --classes.
     """
     names = list(images.names)
-    if options.split == "random":
-        random.Random(options.seed).shuffle(names)
-    else:
+    if options.split == "in-order":
         names.sort(key=frame_number)
-    listing = [(name, label_of(name, classes)) for name in names]
-    others = [name for name, label in listing if label not in classes]
+    else:
+        random.Random(options.seed).shuffle(names)
+    listing = [(name, labels[name]) for name in names if labels[name]]
+    folders = {name.rpartition("/")[0] for name, _ in listing}
+    print(f"taken {len(listing):,}, from {len(folders):,} folders (such as {min(listing)[0]})")
+    others = [name for name in images.names if not labels[name]]
     images.leave_out(others, "of other classes, see --classes")
-    return [(name, label) for name, label in listing if label in classes]
+    tops = set(top_folders(listing))
+    if options.split == "random" and 1 < len(tops) < len(listing):
+        print(f"folders such as {max(tops)} are trained on and tested: see --split by-folder")
+    return listing
 
 
 def frame_number(name):
@@ -227,34 +131,57 @@ def frame_number(name):
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
-def split_listing(listing, classes, train, validation):
-    """Split an ordered listing as the article does: {split: [(file name, class)]}.
+def deal_images(listing, classes, options):
+    """Split an ordered listing as the article does: {file name: split}.
 
     The first images of each class go to training, the next to validation, the rest to test. A
     class that is too small for this is split 8 : 3 : 1, the article's proportions.
     """
-    totals, counts = Counter(label for _, label in listing), {}
+    dealt = {}
     for label in classes:
-        total = totals[label]
+        names = [name for name, other in listing if other == label]
+        train, validation, total = options.train, options.validation, len(names)
         if total < 3:
             raise UserError(f"class {label} has {total} images that can be used: 3 are the fewest")
-        counts[label] = train, validation
         if total <= train + validation:
-            two_thirds = min(total * 8 // 12, total - 2)
-            counts[label] = two_thirds, max(1, (total - two_thirds) * 3 // 4)
+            train = min(total * 8 // 12, total - 2)
+            validation = max(1, (total - train) * 3 // 4)
+        dealt |= dict.fromkeys(names, "test")
+        dealt |= dict.fromkeys(names[: train + validation], "validation")
+        dealt |= dict.fromkeys(names[:train], "train")
+    return dealt
 
-    splits, seen = {split: [] for split in SPLITS}, Counter()
-    for name, label in listing:
-        to_train, to_validate = counts[label]
-        place = seen[label]
-        seen[label] += 1
-        if place < to_train:
-            splits["train"].append((name, label))
-        elif place < to_train + to_validate:
-            splits["validation"].append((name, label))
-        else:
-            splits["test"].append((name, label))
-    return splits
+
+SPLIT_FOLDERS = {"train": "train", "test": "test"}
+SPLIT_FOLDERS |= dict.fromkeys(("val", "valid", "validation"), "validation")
+
+
+def deal_folders(listing, classes, options):
+    """For --split by-folder: {file name: split}; "" for folders beside train, valid and test.
+
+    Where there are no such folders, the top folders are dealt at random, a thousand times. The
+    deal in which the classes are nearest to 8 : 3 : 1 is taken.
+    """
+    folders, rows = np.unique(top_folders(listing), return_inverse=True)
+    counts = np.zeros((len(folders), len(classes)), int)
+    np.add.at(counts, (rows, [classes.index(label) for _, label in listing]), 1)
+
+    def count(deal):  # images of each class in each split
+        return np.array([counts[deal == split].sum(axis=0) for split in SPLITS])
+
+    deal = np.array([SPLIT_FOLDERS.get(plain(folder), "") for folder in folders])
+    if "train" not in deal:
+        shares = np.array([8, 3, 1]) / 12
+        wanted = np.outer(shares, counts.sum(axis=0))
+        deals = np.random.default_rng(options.seed).choice(SPLITS, (1000, len(folders)), p=shares)
+        deal = min(
+            deals, key=lambda deal: (np.sum(count(deal) == 0), abs(count(deal) - wanted).sum())
+        )
+    for split in (*SPLITS, ""):
+        print(f"{split or 'left out'}: {' '.join(folders[deal == split])}")
+    for split, label in np.argwhere(count(deal) == 0):
+        raise UserError(f"by-folder: no {SPLITS[split]} image of class {classes[label]}")
+    return {name: split for (name, _), split in zip(listing, deal[rows])}
 
 
 def write_splits(folder, images, listing, classes, columns, options):
@@ -264,7 +191,9 @@ def write_splits(folder, images, listing, classes, columns, options):
     again.
     """
     while True:  # at most twice, as the first time reads every image
-        splits = split_listing(listing, classes, options.train, options.validation)
+        deal = deal_folders if options.split == "by-folder" else deal_images
+        dealt = deal(listing, classes, options)
+        splits = {split: [x for x in listing if dealt[x[0]] == split] for split in SPLITS}
         digests = {}
         for split, rows in splits.items():
             names = [name for name, _ in rows]
@@ -274,13 +203,12 @@ def write_splits(folder, images, listing, classes, columns, options):
             indices = [columns.index(label) for _, label in rows]
             np.save(folder / f"{split}_classes.npy", one_hot[indices])
         damaged = [name for name, digest in digests.items() if digest is None]
-        first = {}  # {SHA-256: the first file of this picture}
-        for name in sorted(digests, key=frame_number):
-            first.setdefault(digests[name], name)
+        # {SHA-256: the first file of this picture}
+        first = {digests[name]: name for name in sorted(digests, key=frame_number, reverse=True)}
         copies = [name for name, digest in digests.items() if digest and first[digest] != name]
         if not damaged + copies:
             return splits, digests
-        images.leave_out(damaged, "no image, or damaged")
+        images.leave_out(damaged, "damaged, or no image that OpenCV can read")
         images.leave_out(copies, "copies of other images, which might be trained on and tested")
         unusable = {*damaged, *copies}
         listing = [(name, label) for name, label in listing if name not in unusable]
@@ -299,7 +227,7 @@ def write_images(path, images, names):
         image = images.read(names[row])
         if image is None:
             return None
-        array[row] = image
+        array[row] = image = resize(image)
         return hashlib.sha256(image).hexdigest()
 
     with ThreadPoolExecutor() as pool:
@@ -330,6 +258,10 @@ def print_counts(splits, classes):
         counts = [sum(other == label for _, other in splits[split]) for split in SPLITS]
         print(line.format(label, *counts))
     print(line.format("total", *(len(splits[split]) for split in SPLITS)))
+    totals = Counter(label for split in SPLITS for _, label in splits[split]).most_common()
+    (most, many), (least, few) = totals[0], totals[-1]
+    if many > 5 * few:
+        print(f"{most} has {many // few} times the images of {least}: look at balanced accuracy")
 
 
 # ---- the data set, as the later steps read it ----
@@ -369,10 +301,6 @@ def load_split(folder, split, dataset):
 
 
 # ---- errors in one line ----
-
-
-class UserError(Exception):
-    """An error that the user can mend. Others end in Python's own traceback."""
 
 
 def run_main(main):

@@ -21,13 +21,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from preprocess import IMAGE_SIZE, Images, UserError, label_of, load_dataset, load_split
-from preprocess import resize, run_main
+from asl_data.find_images import ALPHABET, Images, UserError, label_of
+from preprocess import IMAGE_SIZE, load_dataset, load_split, resize, run_main
 from training import add_folders, tested_epoch, load_weights, read_json, settings_beside
 
-from keras.models import model_from_json  # after training.py, which sets TF's variables
+from keras.layers import Rescaling  # after training.py, which sets TF's variables
+from keras.models import model_from_json
 from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay, accuracy_score, confusion_matrix
+from sklearn.metrics import recall_score
 
 
 def main(argv=None):
@@ -75,7 +77,8 @@ def load_network(options):
     path = options.weights_full / "class_names.json"
     saved, run = read_json(path), read_json(options.checkpoint / "run.json")
     if not saved:
-        raise UserError(f"{path} is missing: run training.py first")
+        others = "; model.json of other programs does not do" if any(path.parent.glob("*")) else ""
+        raise UserError(f"{path} is missing: run training.py first{others}")
     if options.weights:
         weights = options.weights
     elif run.get("epochs") and run["settings"] == saved["settings"]:
@@ -88,6 +91,9 @@ def load_network(options):
         raise UserError(f"{where}: run training.py")
     model = model_from_json((options.weights_full / "model.json").read_text(encoding="utf-8"))
     settings = settings_beside(weights)
+    scaled, outputs = isinstance(model.layers[0], Rescaling), model.output_shape[-1]
+    if not scaled or outputs != len(settings["columns"]):  # as in the article's own repository
+        raise UserError(f"model.json is not the network of {path}: run training.py --fresh")
     load_weights(model, weights)
     print(f"weights {weights}")
     return model, settings
@@ -142,8 +148,12 @@ def print_accuracy(columns, expected, predicted, what):
     """Print the accuracy, and right / total of each letter."""
     print("##################")
     print(f"Accuracy: {accuracy_score(expected, predicted):.4f} ({what})")
+    letters, counts = np.unique(expected, return_counts=True)
+    if counts.max() > 5 * counts.min():  # then accuracy is that of the most frequent letter
+        balanced = recall_score(expected, predicted, labels=letters, average="macro")
+        print(f"Balanced accuracy: {balanced:.4f} (the mean of the letters below)")
     print("##################")
-    for index in np.unique(expected):
+    for index in letters:
         right = predicted[expected == index] == index
         print(f"{columns[index]}  {right.sum()}/{len(right)}")
 
@@ -188,27 +198,34 @@ def read_pictures(model, settings, options):
     """Print one line per picture, and the accuracy where the class is known."""
     columns, classes = settings["columns"], settings["classes"]
     sources = [Images(path) for path in options.pictures]
-    total, expected, predicted = 0, [], []
+    total, expected, predicted, folders, unknown = 0, [], [], set(), []
     for source in sources:
         for name in source.names:
             path, image = source.path / name, source.read(name)
             if image is None:
-                print(f"{path}: no image, or damaged")
+                print(f"{path}: damaged, or no image that OpenCV can read")
                 continue
             total += 1
-            probabilities = predict(model, image[None], options.tta)[0]
+            probabilities = predict(model, resize(image)[None], options.tta)[0]
             first, second = probabilities.argsort()[::-1][:2]
-            label, said = label_of(path.as_posix(), classes), columns[first]
-            but = f", but it is {label}" if label in classes and label != said else ""
+            # The folder that was given counts, as in `test.py my_test/A`; those above it do not.
+            label = label_of(f"{source.path.name}/{name}", classes, ALPHABET)
+            said = columns[first]
+            but = f", but it is {label}" if label and label != said else ""
             print(f"{path}: {said} {probabilities[first]:.3f}, ", end="")
             print(f"then {columns[second]} {probabilities[second]:.3f}{but}")
-            if label in classes:
+            if label:
                 expected.append(columns.index(label))
                 predicted.append(first)
+                folders.add(path.parent)
+            else:
+                unknown.append(path)
     if total == 0:
         raise UserError("there is no image")
     if expected:
-        what = f"{len(expected):,} of {total:,} pictures, by their folders or names"
+        what = f"{len(expected):,} of {total:,} pictures, from {len(folders):,} folders"
+        if unknown:
+            print(f"not counted {len(unknown):,}: letter unknown (such as {unknown[0]})")
         print_accuracy(columns, np.array(expected), np.array(predicted), what)
 
 

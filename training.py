@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # else TensorFlow logs eight lines
+os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")  # some network disks have no locks
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # twice as fast on CPUs without AVX-512
 
 import filelock
@@ -37,7 +38,8 @@ from keras.optimizers import SGD
 from matplotlib.figure import Figure
 
 from asl_data.augment_hands import Augmentation, Pool
-from preprocess import HERE, IMAGE_SIZE, UserError, load_dataset, load_split, positive, run_main
+from asl_data.find_images import UserError
+from preprocess import HERE, IMAGE_SIZE, load_dataset, load_split, positive, run_main
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Keras warns at each .hdf5
 
@@ -320,6 +322,8 @@ class Run(keras.callbacks.Callback):
             self.file_lock.acquire(timeout=0)
         except filelock.Timeout:
             raise UserError(f"another training is at work in {self.folder}") from None
+        except OSError:
+            print(f"no lock in {self.folder}, as its disk has none: start one training at a time")
 
     def move_aside(self, weights_full):
         """Move the files of an earlier run to Checkpoint/old-<time>/."""

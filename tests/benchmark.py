@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import preprocess  # noqa: E402
+from asl_data import find_images  # noqa: E402
 
 
 def main():
@@ -59,7 +60,7 @@ def copy_images(options):
     for name in images.names:
         if "asl_alphabet_test/" in name:
             continue
-        label, number = preprocess.label_of(name, "ABC"), re.findall(r"\d+", name)[-1]
+        label, number = find_images.label_of(name, "ABC"), re.findall(r"\d+", name)[-1]
         (new / f"{label}_{number}.jpg").write_bytes(images.zip.read(name))
 
 

@@ -4,6 +4,7 @@ import os
 import random
 import resource
 import shutil
+from argparse import Namespace
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from conftest import ARRAYS, SHARED, copy_images, equal, last_line, load, make, script, wait_until
 
 import preprocess
+from asl_data import find_images
 from preprocess import UserError
 
 REAL = SHARED / "data" / "asl-alphabet-abc.zip"
@@ -58,15 +60,16 @@ def test_dealt_as_in_the_article():
             validation.append(image)
         else:
             test.append(image)
-    splits = preprocess.split_listing(listing, ["A", "B", "C"], 2000, 750)
-    assert splits == {"train": train, "validation": validation, "test": test}
+    dealt = preprocess.deal_images(listing, ["A", "B", "C"], Namespace(train=2000, validation=750))
+    for split, rows in (("train", train), ("validation", validation), ("test", test)):
+        assert [row for row in listing if dealt[row[0]] == split] == rows
 
 
 def counts(total, train=2000, validation=750):
-    splits = preprocess.split_listing(
-        [(f"{i}", "A") for i in range(total)], ["A"], train, validation
-    )
-    return tuple(len(splits[split]) for split in preprocess.SPLITS)
+    listing = [(f"{i}", "A") for i in range(total)]
+    options = Namespace(train=train, validation=validation)
+    dealt = list(preprocess.deal_images(listing, ["A"], options).values())
+    return tuple(dealt.count(split) for split in preprocess.SPLITS)
 
 
 def test_counts_of_small_classes():
@@ -153,29 +156,128 @@ def test_kaggle_folders_and_the_zip(drawings, tmp_path, capsys):
     assert equal(folder, make(tmp_path / "3", "--data", inner)[0])
 
 
+LAYOUTS = {  # {layout: (--classes, {file name: its class, or None if it is left out})}
+    "flat, as in the article": ("ABC", {"A_34.jpg": "A", "B34.JPG": "B", "C (34).jfif": "C"}),
+    "folders": ("ABC", {"A/1.jpg": "A", "B/C0001.jpg": "B", "C/A_1.jpg": "C", "D/C0001.jpg": None}),
+    "names of hashes": ("AB", {"A/3b4.jpg": "A", "B/1a2.jpg": "B", "hello/3a4.jpg": None}),
+    "people, letters in names": ("all", {"user_3/A0.jpg": "A", "user_9/Y9.jpg": "Y"}),
+    "people, then letters": ("all", {"user_3/A/0.jpg": "A", "user_9/Y/0.jpg": "Y"}),
+    "both": ("AB", {"user_3/A0.jpg": "A", "user_4/B0.jpg": "B", "B_7.jpg": "B", "7.jpg": None}),
+    "takes below letters": ("all", {"A/30/0.jpg": "A", "B/31/0.jpg": "B"}),
+    "splits": ("all", {"train/A/1.jpg": "A", "valid/B/1.jpg": "B", "test/A/2.jpg": "A"}),
+    "small letters": ("ABC", {"a/1.jpg": "A", "b /1.jpg": "B", "C/1.jpg": "C", "0/a1.jpg": None}),
+    "digits and letters": ("all", {"0/1.jpg": "0", "a/1.jpg": "A", "b/1.jpg": "B"}),
+    "accents": (
+        ["N\u0303", "A"],
+        {"\u00d1/1.jpg": "\u00d1", "n\u0303_1.jpg": None, "A/2.jpg": "A"},
+    ),
+    "the person before": ("all", {"10_A_1.jpg": "A", "3_C_2.jpg": "C"}),
+    "within a name": ("all", {"hand1_a_bot_seg_1.jpeg": "A", "hand2_b_top_seg_4.jpeg": "B"}),
+    "words": ("all", {"hello/1.jpg": "hello", "Bye/x/a.jpg": None, "bye/2.jpg": "bye"}),
+    "words in names": ("all", {"space_1.jpg": "space", "nothing7.jpg": "nothing"}),
+    "kaggle": ("all", {"x/x/A/A1.jpg": "A", "x/x/B/B1.jpg": "B", "x/x/del/del1.jpg": "del"}),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_class_of_each_image(layout):
+    classes, labels = LAYOUTS[layout]
+    wanted = ["all"] if classes == "all" else [*classes]
+    if layout in ("accents", "words"):
+        labels = {name: label for name, label in labels.items() if label}
+    assert find_images.choose_classes(wanted, sorted(labels))[1] == labels
+
+
 @pytest.mark.parametrize(
-    "name, label",
+    "wanted, names, message",
     [
-        ("A_34.jpg", "A"),
-        ("A34.JPG", "A"),
-        ("A (34).jfif", "A"),
-        ("my photos/A_34.jpg", "A"),
-        ("space_7.png", "space"),
-        ("asl_alphabet_train/asl_alphabet_train/A/A1.jpg", "A"),
-        ("space/anything.jpg", "space"),
-        ("A/space_1.jpg", "A"),
-        ("D/C0001.jpg", "D"),  # a camera's name, in a folder of another letter
-        ("1_A.jpg", ""),
+        (["A", "B"], ["A_B_1.jpg", "B_1.jpg"], "is A_B_1.jpg A or B. Put it in a folder"),
+        (["all"], ["A/B/1.jpg", "B/A/1.jpg"], "all: is A/B/1.jpg B or A. Name the --classes"),
+        (["all"], [f"{p}/{x}_1.jpg" for p in "AB" for x in "ABC"], "all: is A/B_1.jpg A or B"),
     ],
 )
-def test_the_class_of_a_name(name, label):
-    assert preprocess.label_of(name, ["A", "space"]) == label
+def test_unsure_classes_are_refused(wanted, names, message):
+    with pytest.raises(UserError, match=message):
+        find_images.choose_classes(wanted, names)
+
+
+def by_folder(names, seed=0):
+    """{split: the folders in it} of --split by-folder."""
+    classes, labels = find_images.choose_classes(["all"], names)
+    listing = list(labels.items())
+    dealt = preprocess.deal_folders(listing, classes, Namespace(seed=seed))
+    tops = find_images.top_folders(listing)
+    return {
+        split: {top for top, (name, _) in zip(tops, listing) if dealt[name] == split}
+        for split in preprocess.SPLITS
+    }
+
+
+def test_split_by_folder(capsys):
+    """Folders of splits are the splits; of people, takes and persons in names none is divided."""
+    named = {"train": {"train"}, "validation": {"valid"}, "test": {"test"}}
+    assert (
+        by_folder([f"x/{s}/{x}/1.jpg" for s in ("train", "valid", "test") for x in "AB"]) == named
+    )
+    assert by_folder([f"{s}/{x}1.jpg" for s in ("train", "valid", "test") for x in "AB"]) == named
+    with pytest.raises(UserError, match="by-folder: no validation image of class A"):
+        by_folder([f"{s}/{x}/1.jpg" for s in ("train", "test") for x in "AB"])
+    for name in (
+        "user_{}/{}_{}.jpg",
+        "all/user_{}/{}/{}.jpg",
+        "{}_{}_{}.jpg",
+        "hand{}_{}_bot_{}.jpg",
+    ):
+        dealt = by_folder(
+            [name.format(p, x, i) for p in range(12) for x in "ABC" for i in range(3)]
+        )
+        assert [len(dealt[split]) for split in preprocess.SPLITS] == [8, 3, 1]
+    takes = by_folder([f"{x}/{10 * p + i}/0.jpg" for p, x in enumerate("ABC") for i in range(3)])
+    for p in range(3):  # each letter in each split
+        assert all(any(int(take) // 10 == p for take in takes[split]) for split in takes)
+    names = [f"{p}_{x}_1.jpg" for p in range(12) for x in "AB"]
+    assert by_folder(names) == by_folder(names) != by_folder(names, seed=1)
+    assert "test: " in capsys.readouterr().out
+
+
+def test_by_folder_as_users_run_it(drawings, tmp_path, capsys):
+    data = copy_images(drawings, tmp_path / "data", lambda x, i: f"user_{int(i) % 4}/{x}{i}.jpg")
+    make(tmp_path / "1", "--data", data)
+    output = capsys.readouterr().out
+    assert "taken 36, from 4 folders (such as user_0/A12.jpg)" in output
+    assert "folders such as user_3 are trained on and tested: see --split by-folder" in output
+    _, facts = make(tmp_path / "2", "--data", data, "--split", "by-folder")
+    people = [{name.split("/")[0] for name in facts["rows"][s]} for s in preprocess.SPLITS]
+    assert facts["split"] == "by-folder" and sum(map(len, people)) == len(set().union(*people)) == 4
+    done = script("asl_data/find_images.py", data, check=True)
+    assert "A          12 images, such as user_0/A12.jpg" in done.stdout
+
+
+def test_images_of_12_bits(drawings, tmp_path, capsys):
+    data = copy_images(drawings, tmp_path / "data", FLAT)
+    image = cv2.imread(str(data / "A_1.jpg")).astype(np.uint16) * 16  # as PNG of 16 bits
+    (data / "A_1.jpg").write_bytes(cv2.imencode(".png", image)[1].tobytes())
+    found = find_images.Images(data).read("A_1.jpg")
+    assert found.dtype == np.uint8 and np.abs(found - 255.0 * image / image.max()).max() <= 1
+    assert capsys.readouterr().out.count("16-bit images: the brightest value of each") == 1
+
+
+def test_one_letter_with_many_images(drawings, tmp_path, capsys):
+    data = copy_images(drawings, tmp_path / "data", FLAT)
+    for number in range(3, 13):
+        (data / f"B_{number}.jpg").unlink()
+    shutil.copy(drawings / "B_3.jpg", data / "B_3.jpg")
+    image = cv2.imread(str(data / "A_1.jpg"))
+    for number in range(13, 20):
+        cv2.imwrite(str(data / f"A_{number}.jpg"), image // number)
+    make(tmp_path / "out", "--data", data)
+    assert "A has 6 times the images of B: look at balanced accuracy" in capsys.readouterr().out
 
 
 def test_the_first_place_that_has_images(drawings, tmp_path, monkeypatch):
     """Of asl_data/: new/, other folders, a zip, the drawings; never two of them at once."""
-    monkeypatch.setattr(preprocess, "HERE", tmp_path)
     data = tmp_path / "asl_data"
+    monkeypatch.setattr(find_images, "ASL_DATA", data)
     data.mkdir()
     with pytest.raises(UserError, match="no images in .*asl_data. Put there") as error:
         preprocess.find_images(None)
@@ -205,7 +307,7 @@ def test_the_next_image_takes_the_place(drawings, tmp_path, capsys):
     (tmp_path / "with" / "A_3.jpg").write_bytes(b"")
     (tmp_path / "with" / "B_7.jpg").write_text("<html>404 Not Found</html>")
     shutil.copy(tmp_path / "with" / "C_2.jpg", tmp_path / "with" / "C_30.jpg")
-    (tmp_path / "with" / "IMG_1.HEIC").write_bytes(b"of a telephone")
+    (tmp_path / "with" / "C_31.HEIC").write_bytes(b"of a telephone")
     shutil.copy(tmp_path / "with" / "C_3.jpg", tmp_path / "with" / "D_1.jpg")
     there, facts = make(tmp_path / "1", "--data", tmp_path / "with")
     without, _ = make(tmp_path / "2", "--data", tmp_path / "without")
@@ -216,9 +318,8 @@ def test_the_next_image_takes_the_place(drawings, tmp_path, capsys):
     assert rows == sorted(path.name for path in (tmp_path / "without").iterdir())
     output = capsys.readouterr().out
     for line in (
-        "left out 2: no image, or damaged (such as A_3.jpg)",
+        "left out 3: damaged, or no image that OpenCV can read (such as A_3.jpg)",
         "left out 1: copies of other images, which might be trained on and tested (such",
-        "left out 1: OpenCV cannot read them, convert to .jpg (such as IMG_1.HEIC)",
         "left out 1: of other classes, see --classes (such as D_1.jpg)",
     ):
         assert line in output
@@ -290,7 +391,7 @@ def test_a_set_in_use_is_never_written_over(drawings, tmp_path):
         (("--data", "{drawings}", "--classes", "A"), "one class leaves nothing to learn"),
         (("--data", "nowhere"), "nowhere is not there"),
         (("--data", "empty"), "no images in empty"),
-        (("--data", "broken.zip"), "broken.zip is no folder, no image and no complete zip"),
+        (("--data", "broken.zip"), "broken.zip is no image and no complete zip: unpack"),
         (("--data", "few"), "class A has 2 images that can be used: 3 are the fewest"),
     ],
 )

@@ -203,7 +203,7 @@ def test_reads_what_preprocess_would_have_stored(drawings, dataset, trained, cap
         its = name.rpartition("/")[2][0]
         assert but == ("" if letter == its else its)
     right = sum(not line[-1] for line in lines) / 24
-    assert f"Accuracy: {right:.4f} (24 of 24 pictures, by their folders or names)" in output
+    assert f"Accuracy: {right:.4f} (24 of 24 pictures, from 1 folders)" in output
 
 
 def test_folders_and_zips(drawings, trained, tmp_path, capsys):
@@ -215,10 +215,10 @@ def test_folders_and_zips(drawings, trained, tmp_path, capsys):
     zipped = shutil.make_archive(tmp_path / "more", "zip", photos)
     run_test(trained, photos / "A", zipped)  # a folder of one letter, too
     output = capsys.readouterr().out
-    assert f"{photos / 'A' / '1.jpg'}: no image, or damaged\n" in output
-    assert "left out 1: OpenCV cannot read them, convert to .jpg (such as 2.heic)\n" in output
+    assert f"{photos / 'A' / '1.jpg'}: damaged, or no image that OpenCV can read\n" in output
+    assert "not counted 12: letter unknown (such as" in output
     assert len(LINE.findall(output)) == 11 + 35
-    assert "(34 of 46 pictures, by their folders or names)" in output
+    assert "(34 of 46 pictures, from 3 folders)" in output
     assert re.search(r"^A  \d+/22\nB  \d+/12$", output, re.MULTILINE)
 
 
