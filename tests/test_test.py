@@ -182,6 +182,33 @@ def test_confusion_of_29_classes(tmp_path):
     assert min(cv2.imread(str(tmp_path / "c.png")).shape[:2]) > 1000
 
 
+def test_balanced_accuracy(capsys):
+    """Beside the accuracy, when letters differ by more than five times."""
+    expected = np.array([0] * 10 + [1] * 2)
+    test_script.print_accuracy("AB", expected, np.zeros(12, int), "x")
+    output = capsys.readouterr().out
+    assert "Accuracy: 0.8333 (x)\nBalanced accuracy: 0.5000 (the mean of" in output
+    test_script.print_accuracy("AB", expected[5:], np.zeros(7, int), "x")
+    assert "Balanced" not in capsys.readouterr().out
+
+
+def test_a_network_of_another_program(dataset, copy):
+    """As the article's own repository has: no Rescaling, three outputs."""
+    path = copy / "Weights_Full" / "model.json"
+    layers = training.keras.layers
+    model = training.keras.Sequential([layers.Input((224, 224, 3)), layers.Dense(3)])
+    path.unlink()
+    path.write_text(model.to_json())
+    with pytest.raises(UserError, match="model.json is not the network of .*: run training.py"):
+        run_test(copy, "--numpy-folder", dataset)
+
+
+def test_a_jpeg_with_the_name_of_heic(drawings, trained, tmp_path, capsys):
+    shutil.copy(drawings / "A_1.jpg", tmp_path / "A_1.HEIC")
+    run_test(trained, tmp_path / "A_1.HEIC")
+    assert "(1 of 1 pictures, from 1 folders)" in capsys.readouterr().out
+
+
 # ---- pictures ----
 
 

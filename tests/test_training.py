@@ -1,9 +1,13 @@
 """training.py: its network against the article's, its checkpoints, and what it refuses."""
 
+import errno
+import fcntl
 import json
+import os
 import re
 import shutil
 import signal
+from types import SimpleNamespace
 
 import cv2
 import keras
@@ -448,3 +452,16 @@ def test_a_start_that_cannot_be_used(small_dataset, copy, tmp_path, capsys):
     broken.write_bytes(b"no HDF5")
     with pytest.raises(UserError, match="model_weights.h5 cannot be loaded into this network"):
         train_here(small_dataset, tmp_path, "--start-from", broken)
+
+
+def test_a_disk_without_locks(dataset, tmp_path, monkeypatch, capsys):
+    """As some network disks: flock fails. HDF5 is told not to try, and a line says so."""
+
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    assert os.environ["HDF5_USE_FILE_LOCKING"] == "FALSE"  # set by training.py, before h5py
+    monkeypatch.setattr(fcntl, "flock", flock)
+    run = SimpleNamespace(folder=tmp_path)
+    training.Run.lock(run)
+    assert "no lock in" in capsys.readouterr().out
