@@ -174,8 +174,8 @@ def top_folders(listing):
     for name, label in listing:
         *folders, file = name.split("/")
         path = [folder for folder in folders if plain(folder) != label]
-        if path == folders:
-            tokens = [plain(token) for token in TOKEN.findall(file)]
+        tokens = [plain(token) for token in TOKEN.findall(file)]
+        if label in tokens:
             path += tokens[: tokens.index(label)]
         paths.append(path)
     depth = len(commonprefix(paths))
