@@ -177,7 +177,7 @@ def deal_folders(listing, classes, options):
             error = np.abs(dealt - wanted).sum() + len(listing) * np.sum(dealt == 0)
             if error < least:
                 least, deal = error, np.array(SPLITS)[splits]
-    for split in np.unique(deal):
+    for split in (*SPLITS, "") if "" in deal else SPLITS:
         print(f"{split or 'left out'}: {' '.join(folders[deal == split])}")
     for split in SPLITS:
         for label, number in zip(classes, counts[deal == split].sum(axis=0)):

@@ -23,7 +23,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import preprocess  # noqa: E402
 from asl_data import find_images  # noqa: E402
 
 
@@ -56,7 +55,7 @@ def copy_images(options):
         draw = [sys.executable, ROOT / "asl_data" / "draw_hands.py", "--count", "3000"]
         subprocess.run([*draw, "--output", new], check=True)
         return
-    images = preprocess.Images(options.data)
+    images = find_images.Images(options.data)
     for name in images.names:
         if "asl_alphabet_test/" in name:
             continue

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, SHARED, folders, load_script, script, wait_until
 
 import preprocess
-from asl_data import augment_hands
+from asl_data import augment_hands, find_images
 
 draw_hands = load_script(ROOT / "asl_data" / "draw_hands.py")
 SIZE = preprocess.IMAGE_SIZE
@@ -92,16 +92,16 @@ def test_hands_of_any_skin_are_cut_out(skin, tint):
 
 def test_a_camera_that_moves_has_no_background(drawings):
     """Each of these drawings has a background of its own."""
-    images = preprocess.Images(drawings)
-    pictures = np.stack([images.read(name) for name in images.names])
+    images = find_images.Images(drawings)
+    pictures = np.stack([preprocess.resize(images.read(name)) for name in images.names])
     assert not augment_hands.cut_hands(pictures, np.repeat(range(3), 12), images.names).any()
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the photographs are not on this machine")
 def test_hands_of_the_photographs_are_cut_out():
-    images = preprocess.Images(SHARED / "data" / "asl-alphabet-abc.zip")
+    images = find_images.Images(SHARED / "data" / "asl-alphabet-abc.zip")
     names = [name for name in images.names if re.search(r"[ABC]([1-4]?\d?)1.jpg", name)]
-    pictures = np.stack([images.read(name) for name in names])
+    pictures = np.stack([preprocess.resize(images.read(name)) for name in names])
     masks = augment_hands.cut_hands(pictures, np.repeat(range(3), 50), names)
     assert (masks.any(axis=1).reshape(3, 50).mean(axis=1) > 0.3).all()
 

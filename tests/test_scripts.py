@@ -13,7 +13,8 @@ def test_in_order_from_another_folder(drawings, tmp_path):
     project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
     elsewhere.mkdir()
     shutil.copytree(drawings, project / "asl_data" / "new")
-    shutil.copy(ROOT / "asl_data" / "augment_hands.py", project / "asl_data")
+    for name in ("augment_hands.py", "find_images.py"):
+        shutil.copy(ROOT / "asl_data" / name, project / "asl_data")
     said = {}
     for name, *options in (
         ("preprocess.py",),

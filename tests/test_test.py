@@ -184,11 +184,11 @@ def test_confusion_of_29_classes(tmp_path):
 
 def test_balanced_accuracy(capsys):
     """Beside the accuracy, when letters differ by more than five times."""
-    expected = np.array([0] * 10 + [1] * 2)
-    test_script.print_accuracy("AB", expected, np.zeros(12, int), "x")
+    expected = np.array([0] * 15 + [1] * 2)
+    test_script.print_accuracy("AB", expected, np.zeros(17, int), "x")
     output = capsys.readouterr().out
-    assert "Accuracy: 0.8333 (x)\nBalanced accuracy: 0.5000 (the mean of" in output
-    test_script.print_accuracy("AB", expected[5:], np.zeros(7, int), "x")
+    assert "Accuracy: 0.8824 (x)\nBalanced accuracy: 0.5000 (the mean of" in output
+    test_script.print_accuracy("AB", expected[10:], np.zeros(7, int), "x")
     assert "Balanced" not in capsys.readouterr().out
 
 
