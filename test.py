@@ -77,7 +77,8 @@ def load_network(options):
     path = options.weights_full / "class_names.json"
     saved, run = read_json(path), read_json(options.checkpoint / "run.json")
     if not saved:
-        others = "; model.json of other programs does not do" if any(path.parent.glob("*")) else ""
+        alone = path.with_name("model.json").exists()  # as in the article's own repository
+        others = ", the model.json there is of another program" if alone else ""
         raise UserError(f"{path} is missing: run training.py first{others}")
     if options.weights:
         weights = options.weights
@@ -92,7 +93,7 @@ def load_network(options):
     model = model_from_json((options.weights_full / "model.json").read_text(encoding="utf-8"))
     settings = settings_beside(weights)
     scaled, outputs = isinstance(model.layers[0], Rescaling), model.output_shape[-1]
-    if not scaled or outputs != len(settings["columns"]):  # as in the article's own repository
+    if not scaled or outputs != len(settings["columns"]):
         raise UserError(f"model.json is not the network of {path}: run training.py --fresh")
     load_weights(model, weights)
     print(f"weights {weights}")

@@ -201,6 +201,9 @@ def test_a_network_of_another_program(dataset, copy):
     path.write_text(model.to_json())
     with pytest.raises(UserError, match="model.json is not the network of .*: run training.py"):
         run_test(copy, "--numpy-folder", dataset)
+    path.with_name("class_names.json").unlink()
+    with pytest.raises(UserError, match="run training.py first, the model.json there is of ano"):
+        run_test(copy, "--numpy-folder", dataset)
 
 
 def test_a_jpeg_with_the_name_of_heic(drawings, trained, tmp_path, capsys):
