@@ -29,7 +29,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from asl_data.find_images import UserError, choose_classes, find_images, plain, top_folders
+from asl_data.find_images import UNREADABLE, UserError, choose_classes, find_images, plain
+from asl_data.find_images import top_folders
 
 HERE = Path(__file__).resolve().parent
 IMAGE_SIZE = 224
@@ -120,9 +121,10 @@ def list_images(images, labels, options):
     print(f"taken {len(listing):,}, from {len(folders):,} folders (such as {min(listing)[0]})")
     others = [name for name in images.names if not labels[name]]
     images.leave_out(others, "of other classes, see --classes")
-    tops = set(top_folders(listing))
-    if options.split == "random" and 1 < len(tops) < len(listing):
-        print(f"folders such as {max(tops)} are trained on and tested: see --split by-folder")
+    if options.split == "random":
+        tops = set(top_folders(listing))
+        if 1 < len(tops) < len(listing):
+            print(f"folders such as {max(tops)} are trained on and tested: see --split by-folder")
     return listing
 
 
@@ -177,8 +179,9 @@ def deal_folders(listing, classes, options):
             error = np.abs(dealt - wanted).sum() + len(listing) * np.sum(dealt == 0)
             if error < least:
                 least, deal = error, np.array(SPLITS)[splits]
-    for split in (*SPLITS, "") if "" in deal else SPLITS:
-        print(f"{split or 'left out'}: {' '.join(folders[deal == split])}")
+    for split in (*SPLITS, ""):
+        if split in deal:
+            print(f"{split or 'left out'}: {' '.join(folders[deal == split])}")
     for split in SPLITS:
         for label, number in zip(classes, counts[deal == split].sum(axis=0)):
             if number == 0:
@@ -210,7 +213,7 @@ def write_splits(folder, images, listing, classes, columns, options):
         copies = [name for name, digest in digests.items() if digest and first[digest] != name]
         if not damaged + copies:
             return splits, digests
-        images.leave_out(damaged, "damaged, or no image that OpenCV can read")
+        images.leave_out(damaged, UNREADABLE)
         images.leave_out(copies, "copies of other images, which might be trained on and tested")
         unusable = {*damaged, *copies}
         listing = [(name, label) for name, label in listing if name not in unusable]

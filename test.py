@@ -21,7 +21,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from asl_data.find_images import ALPHABET, Images, UserError, label_of
+from asl_data.find_images import KAGGLE_CLASSES, UNREADABLE, Images, UserError, label_of
 from preprocess import IMAGE_SIZE, load_dataset, load_split, resize, run_main
 from training import add_folders, tested_epoch, load_weights, read_json, settings_beside
 
@@ -204,13 +204,13 @@ def read_pictures(model, settings, options):
         for name in source.names:
             path, image = source.path / name, source.read(name)
             if image is None:
-                print(f"{path}: damaged, or no image that OpenCV can read")
+                print(f"{path}: {UNREADABLE}")
                 continue
             total += 1
             probabilities = predict(model, resize(image)[None], options.tta)[0]
             first, second = probabilities.argsort()[::-1][:2]
             # The folder that was given counts, as in `test.py my_test/A`; those above it do not.
-            label = label_of(f"{source.path.name}/{name}", classes, ALPHABET)
+            label = label_of(f"{source.path.name}/{name}", classes, KAGGLE_CLASSES)
             said = columns[first]
             but = f", but it is {label}" if label and label != said else ""
             print(f"{path}: {said} {probabilities[first]:.3f}, ", end="")

@@ -23,8 +23,10 @@ import numpy as np
 
 ASL_DATA = Path(__file__).resolve().parent
 ALPHABET = set(string.ascii_uppercase)
+KAGGLE_CLASSES = ALPHABET | {"del", "nothing", "space"}
 SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .bmp .webp .tif .tiff .gif .avif".split())
-SUFFIXES += (".heic", ".heif", ".dng", ".cr2", ".nef", ".arw", ".mov", ".mp4")  # some are JPEG
+SUFFIXES += (".heic", ".heif", ".dng", ".cr2", ".nef", ".arw", ".mov", ".mp4")  # at times of a JPEG
+UNREADABLE = "damaged, or no image that OpenCV can read: convert HEIC to .jpg"
 NO_IMAGES = """no images in {}. Put there
   the Kaggle data set (1 GB)
     curl -L -o asl_data/asl-alphabet.zip \
@@ -135,25 +137,34 @@ def label_of(name, classes, others=()):
     return found[0] if found else None
 
 
+def name_levels(names):
+    """{(kind, place): {file name: the name there}}; kind: 0 for folders, where place 0 is the
+    nearest, 1 for the parts of file names."""
+    levels = defaultdict(dict)
+    for name in names:
+        for kind, found in enumerate(name_parts(name)):
+            for place, label in enumerate(found):
+                levels[kind, place][name] = label
+    return levels
+
+
 def choose_classes(wanted, names):
     """(the wanted classes, sorted; {file name: its class or None})
 
     `all` takes the names at the level, of folders or in file names, that has most of the 26
     letters. If there are no letters, it takes the images' own folders.
     """
-    levels = defaultdict(dict)  # {(0 for folders, place): {file name: the name at this level}}
-    for name in names:
-        for kind, found in enumerate(name_parts(name)):
-            for place, label in enumerate(found):
-                levels[kind, place][name] = label
+    levels = name_levels(names)
     letters = {level: len(ALPHABET & set(levels[level].values())) for level in sorted(levels)}
     best = [level for level in letters if letters[level] == max(letters.values()) > 1]
     best = best or [(0, 0) if len(set(levels[0, 0].values())) > 1 else (1, 0)]
     there = sorted(set(levels[best[0]].values()))
     classes = there if wanted == ["all"] else sorted(set(map(plain, wanted)))
 
-    beside = {level: set(found.values()) for level, found in levels.items() if level[0] == 0}
-    others = set().union(*(found for found in beside.values() if found & set(classes)))
+    others = set()  # folders beside those of the classes
+    for (kind, _), found in levels.items():
+        if kind == 0 and not set(classes).isdisjoint(found.values()):
+            others |= set(found.values())
     labels = {name: label_of(name, classes, others) for name in names}
     for level in best if wanted == ["all"] else []:
         for name, label in levels[level].items():

@@ -159,6 +159,8 @@ def test_kaggle_folders_and_the_zip(drawings, tmp_path, capsys):
 LAYOUTS = {  # {layout: (--classes, {file name: its class, or None if it is left out})}
     "flat, as in the article": ("ABC", {"A_34.jpg": "A", "B34.JPG": "B", "C (34).jfif": "C"}),
     "folders": ("ABC", {"A/1.jpg": "A", "B/C0001.jpg": "B", "C/A_1.jpg": "C", "D/C0001.jpg": None}),
+    "a word in a name": (["A", "space"], {"A/space_1.jpg": "A", "space/anything.jpg": "space"}),
+    "a folder of no class": (["A", "space"], {"my photos/A_34.jpg": "A", "space_7.png": "space"}),
     "names of hashes": ("AB", {"A/3b4.jpg": "A", "B/1a2.jpg": "B", "hello/3a4.jpg": None}),
     "people, letters in names": ("all", {"user_3/A0.jpg": "A", "user_9/Y9.jpg": "Y"}),
     "people, then letters": ("all", {"user_3/A/0.jpg": "A", "user_9/Y/0.jpg": "Y"}),
@@ -184,6 +186,12 @@ def test_the_class_of_each_image(layout):
     classes, labels = LAYOUTS[layout]
     wanted = ["all"] if classes == "all" else [*classes]
     assert find_images.choose_classes(wanted, sorted(labels))[1] == labels
+
+
+def test_the_class_of_a_picture():
+    """As test.py asks: a folder of another Kaggle class is another class."""
+    for name, label in (("D/C0001.jpg", None), ("space/A_1.jpg", None), ("me/hand_a.jpg", "A")):
+        assert find_images.label_of(name, ["A", "C"], find_images.KAGGLE_CLASSES) == label
 
 
 @pytest.mark.parametrize(
@@ -213,23 +221,21 @@ def by_folder(names, seed=0):
 
 def test_split_by_folder(capsys):
     """Folders of splits are the splits; of people, takes and persons in names none is divided."""
-    three, named = (
-        ("train", "valid", "test"),
-        {"train": {"train"}, "validation": {"valid"}, "test": {"test"}},
-    )
+    three = ("train", "valid", "test")
+    named = dict(zip(preprocess.SPLITS, ({name} for name in three)))
     assert by_folder([f"x/{s}/{x}/1.jpg" for s in three for x in "AB"]) == named
     assert by_folder([f"{s}/{x}1.jpg" for s in three for x in "AB"]) == named
     with pytest.raises(UserError, match="by-folder: no validation image of class A"):
         by_folder([f"{s}/{x}/1.jpg" for s in ("train", "test") for x in "AB"])
+    people = [(p, x, i) for p in range(12) for x in "ABC" for i in range(3)]
     for name in (
         "user_{}/{}_{}.jpg",
         "all/user_{}/{}/{}.jpg",
         "{}_{}_{}.jpg",
         "hand{}_{}_bot_{}.jpg",
+        "{1}/{0}_{1}_{2}.jpg",
     ):
-        dealt = by_folder(
-            [name.format(p, x, i) for p in range(12) for x in "ABC" for i in range(3)]
-        )
+        dealt = by_folder([name.format(*person) for person in people])
         assert [len(dealt[split]) for split in preprocess.SPLITS] == [8, 3, 1]
     takes = by_folder([f"{x}/{10 * p + i}/0.jpg" for p, x in enumerate("ABC") for i in range(3)])
     for p in range(3):  # each letter in each split
@@ -317,7 +323,7 @@ def test_the_next_image_takes_the_place(drawings, tmp_path, capsys):
     assert rows == sorted(path.name for path in (tmp_path / "without").iterdir())
     output = capsys.readouterr().out
     for line in (
-        "left out 3: damaged, or no image that OpenCV can read (such as A_3.jpg)",
+        "left out 3: damaged, or no image that OpenCV can read: convert HEIC to .jpg (such as A_3",
         "left out 1: copies of other images, which might be trained on and tested (such",
         "left out 1: of other classes, see --classes (such as D_1.jpg)",
     ):

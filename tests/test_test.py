@@ -245,7 +245,8 @@ def test_folders_and_zips(drawings, trained, tmp_path, capsys):
     zipped = shutil.make_archive(tmp_path / "more", "zip", photos)
     run_test(trained, photos / "A", zipped)  # a folder of one letter, too
     output = capsys.readouterr().out
-    assert f"{photos / 'A' / '1.jpg'}: damaged, or no image that OpenCV can read\n" in output
+    damaged = "damaged, or no image that OpenCV can read: convert HEIC to .jpg"
+    assert f"{photos / 'A' / '1.jpg'}: {damaged}\n" in output
     assert "not counted 12: letter unknown (such as" in output
     assert len(LINE.findall(output)) == 11 + 35
     assert "(34 of 46 pictures, from 3 folders)" in output
