@@ -118,7 +118,7 @@ def list_images(images, labels, options):
         random.Random(options.seed).shuffle(names)
     listing = [(name, labels[name]) for name in names if labels[name]]
     folders = {name.rpartition("/")[0] for name, _ in listing}
-    print(f"taken {len(listing):,}, from {len(folders):,} folders (such as {min(listing)[0]})")
+    print(f"taken: {len(listing):,} images; folders: {len(folders):,} (such as {min(listing)[0]})")
     others = [name for name in images.names if not labels[name]]
     images.leave_out(others, "of other classes, see --classes")
     if options.split == "random":

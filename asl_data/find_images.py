@@ -15,6 +15,7 @@ import zipfile
 from collections import defaultdict
 from functools import cache
 from glob import glob
+from itertools import zip_longest
 from os.path import commonprefix
 from pathlib import Path, PurePosixPath
 
@@ -161,10 +162,10 @@ def choose_classes(wanted, names):
     there = sorted(set(levels[best[0]].values()))
     classes = there if wanted == ["all"] else sorted(set(map(plain, wanted)))
 
-    others = set()  # folders beside those of the classes
-    for (kind, _), found in levels.items():
-        if kind == 0 and not set(classes).isdisjoint(found.values()):
-            others |= set(found.values())
+    others = set()  # folders at the depth of those of the classes
+    for depth in zip_longest(*(name_parts(name)[0][::-1] for name in names)):
+        if not set(classes).isdisjoint(depth):
+            others |= set(depth)
     labels = {name: label_of(name, classes, others) for name in names}
     for level in best if wanted == ["all"] else []:
         for name, label in levels[level].items():

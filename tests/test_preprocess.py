@@ -165,6 +165,10 @@ LAYOUTS = {  # {layout: (--classes, {file name: its class, or None if it is left
     "people, letters in names": ("all", {"user_3/A0.jpg": "A", "user_9/Y9.jpg": "Y"}),
     "people, then letters": ("all", {"user_3/A/0.jpg": "A", "user_9/Y/0.jpg": "Y"}),
     "both": ("AB", {"user_3/A0.jpg": "A", "user_4/B0.jpg": "B", "B_7.jpg": "B", "7.jpg": None}),
+    "unlike depths": (
+        "AB",
+        {"user_3/A0.jpg": "A", "user_4/B/0.jpg": "B", "user_4/hello/3a4.jpg": None},
+    ),
     "takes below letters": ("all", {"A/30/0.jpg": "A", "B/31/0.jpg": "B"}),
     "splits": ("all", {"train/A/1.jpg": "A", "valid/B/1.jpg": "B", "test/A/2.jpg": "A"}),
     "small letters": ("ABC", {"a/1.jpg": "A", "b /1.jpg": "B", "C/1.jpg": "C", "0/a1.jpg": None}),
@@ -249,7 +253,7 @@ def test_by_folder_as_users_run_it(drawings, tmp_path, capsys):
     data = copy_images(drawings, tmp_path / "data", lambda x, i: f"user_{int(i) % 4}/{x}{i}.jpg")
     make(tmp_path / "1", "--data", data)
     output = capsys.readouterr().out
-    assert "taken 36, from 4 folders (such as user_0/A12.jpg)" in output
+    assert "taken: 36 images; folders: 4 (such as user_0/A12.jpg)" in output
     assert "folders such as user_3 are trained on and tested: see --split by-folder" in output
     _, facts = make(tmp_path / "2", "--data", data, "--split", "by-folder")
     people = [{name.split("/")[0] for name in facts["rows"][s]} for s in preprocess.SPLITS]
