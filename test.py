@@ -21,7 +21,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from asl_data.find_images import KAGGLE_CLASSES, UNREADABLE, Images, UserError, label_of
+from asl_data.find_images import UNREADABLE, Images, UserError, possible_classes
 from preprocess import IMAGE_SIZE, load_dataset, load_split, resize, run_main
 from training import add_folders, tested_epoch, load_weights, read_json, settings_beside
 
@@ -210,7 +210,8 @@ def read_pictures(model, settings, options):
             probabilities = predict(model, resize(image)[None], options.tta)[0]
             first, second = probabilities.argsort()[::-1][:2]
             # The folder that was given counts, as in `test.py my_test/A`; those above it do not.
-            label = label_of(f"{source.path.name}/{name}", classes, KAGGLE_CLASSES)
+            found = possible_classes(f"{source.path.name}/{name}", classes)
+            label = found[0] if len(found) == 1 else None
             said = columns[first]
             but = f", but it is {label}" if label and label != said else ""
             print(f"{path}: {said} {probabilities[first]:.3f}, ", end="")
@@ -223,10 +224,10 @@ def read_pictures(model, settings, options):
                 unknown.append(path)
     if total == 0:
         raise UserError("there is no image")
+    if unknown:
+        print(f"not counted {len(unknown):,}: letter unknown (such as {unknown[0]})")
     if expected:
-        what = f"{len(expected):,} of {total:,} pictures, from {len(folders):,} folders"
-        if unknown:
-            print(f"not counted {len(unknown):,}: letter unknown (such as {unknown[0]})")
+        what = f"{len(expected):,} of {total:,} pictures; folders: {len(folders):,}"
         print_accuracy(columns, np.array(expected), np.array(predicted), what)
 
 

@@ -123,19 +123,30 @@ def name_parts(name):
     return folders[::-1], [part for part in parts if not part.isdecimal()]
 
 
-def label_of(name, classes, others=()):
-    """The class of an image, or None.
+def possible_classes(name, classes, others=()):
+    """The classes that an image may have: mostly one, [] if it has none of them.
 
-    It is the nearest folder above the image that is one of the classes. Where no folder is one
-    of them or of the others, it is the part of the file name that is one of the classes.
+    It is the nearest folder above the image that has the name of a class. Where no folder has, nor
+    one of the others, it is the part of the file name that is one of the classes.
     """
     folders, parts = name_parts(name)
-    found = [folder for folder in folders if folder in classes][:1]
-    if not found and set(others).isdisjoint(folders):
-        found = sorted(set(parts) & set(classes))
-    if len(found) > 1:
-        raise UserError(f"is {name} {' or '.join(found)}? Put it in a folder of its class")
-    return found[0] if found else None
+    named = [folder for folder in folders if folder in classes or folder in KAGGLE_CLASSES]
+    if named:
+        return [label for label in named[:1] if label in classes]
+    return sorted(set(parts) & set(classes)) if set(others).isdisjoint(folders) else []
+
+
+def label_images(names, classes):
+    """{file name: its class, or None}"""
+    others = set()  # folders at the depth of those of the classes
+    for depth in zip_longest(*(name_parts(name)[0][::-1] for name in names)):
+        if not set(classes).isdisjoint(depth):
+            others |= set(depth)
+    found = {name: possible_classes(name, classes, others) for name in names}
+    for name, labels in found.items():
+        if len(labels) > 1:
+            raise UserError(f"is {name} {' or '.join(labels)}? Put it in a folder of its class")
+    return {name: labels[0] if labels else None for name, labels in found.items()}
 
 
 def name_levels(names):
@@ -162,14 +173,10 @@ def choose_classes(wanted, names):
     there = sorted(set(levels[best[0]].values()))
     classes = there if wanted == ["all"] else sorted(set(map(plain, wanted)))
 
-    others = set()  # folders at the depth of those of the classes
-    for depth in zip_longest(*(name_parts(name)[0][::-1] for name in names)):
-        if not set(classes).isdisjoint(depth):
-            others |= set(depth)
-    labels = {name: label_of(name, classes, others) for name in names}
+    labels = label_images(names, classes)
     for level in best if wanted == ["all"] else []:
         for name, label in levels[level].items():
-            if labels[name] != label:
+            if label in ALPHABET and labels[name] != label:
                 raise UserError(f"all: is {name} {labels[name]} or {label}? Name the --classes")
     for label in classes:
         if label not in labels.values():
@@ -185,7 +192,9 @@ def top_folders(listing):
     paths = []
     for name, label in listing:
         *folders, file = name.split("/")
-        path = [folder for folder in folders if plain(folder) != label]
+        path = [plain(folder) for folder in folders]
+        if label in path:  # the last one is the class, an earlier one perhaps a person
+            del path[len(path) - 1 - path[::-1].index(label)]
         tokens = [plain(token) for token in TOKEN.findall(file)]
         if label in tokens:
             path += tokens[: tokens.index(label)]

@@ -59,7 +59,7 @@ def copy_images(options):
     for name in images.names:
         if "asl_alphabet_test/" in name:
             continue
-        label, number = find_images.label_of(name, "ABC"), re.findall(r"\d+", name)[-1]
+        (label,), number = find_images.possible_classes(name, "ABC"), re.findall(r"\d+", name)[-1]
         (new / f"{label}_{number}.jpg").write_bytes(images.zip.read(name))
 
 

@@ -209,7 +209,7 @@ def test_a_network_of_another_program(dataset, copy):
 def test_a_jpeg_with_the_name_of_heic(drawings, trained, tmp_path, capsys):
     shutil.copy(drawings / "A_1.jpg", tmp_path / "A_1.HEIC")
     run_test(trained, tmp_path / "A_1.HEIC")
-    assert "(1 of 1 pictures, from 1 folders)" in capsys.readouterr().out
+    assert "(1 of 1 pictures; folders: 1)" in capsys.readouterr().out
 
 
 # ---- pictures ----
@@ -233,7 +233,7 @@ def test_reads_what_preprocess_would_have_stored(drawings, dataset, trained, cap
         its = name.rpartition("/")[2][0]
         assert but == ("" if letter == its else its)
     right = sum(not line[-1] for line in lines) / 24
-    assert f"Accuracy: {right:.4f} (24 of 24 pictures, from 1 folders)" in output
+    assert f"Accuracy: {right:.4f} (24 of 24 pictures; folders: 1)" in output
 
 
 def test_folders_and_zips(drawings, trained, tmp_path, capsys):
@@ -249,7 +249,7 @@ def test_folders_and_zips(drawings, trained, tmp_path, capsys):
     assert f"{photos / 'A' / '1.jpg'}: {damaged}\n" in output
     assert "not counted 12: letter unknown (such as" in output
     assert len(LINE.findall(output)) == 11 + 35
-    assert "(34 of 46 pictures, from 3 folders)" in output
+    assert "(34 of 46 pictures; folders: 3)" in output
     assert re.search(r"^A  \d+/22\nB  \d+/12$", output, re.MULTILINE)
 
 
