@@ -124,7 +124,7 @@ def list_images(images, labels, options):
     if options.split == "random":
         tops = set(top_folders(listing))
         if 1 < len(tops) < len(listing):
-            print(f"folders such as {max(tops)} are trained on and tested: see --split by-folder")
+            print(f"training and test share folders (such as {max(tops)}): see --split by-folder")
     return listing
 
 

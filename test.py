@@ -199,18 +199,17 @@ def read_pictures(model, settings, options):
     """Print one line per picture, and the accuracy where the class is known."""
     columns, classes = settings["columns"], settings["classes"]
     sources = [Images(path) for path in options.pictures]
-    total, expected, predicted, folders, unknown = 0, [], [], set(), []
+    expected, predicted, folders, unknown = [], [], set(), []
     for source in sources:
         for name in source.names:
             path, image = source.path / name, source.read(name)
             if image is None:
                 print(f"{path}: {UNREADABLE}")
                 continue
-            total += 1
             probabilities = predict(model, resize(image)[None], options.tta)[0]
             first, second = probabilities.argsort()[::-1][:2]
             # The folder that was given counts, as in `test.py my_test/A`; those above it do not.
-            found = possible_classes(f"{source.path.name}/{name}", classes)
+            found = possible_classes(f"{source.path.resolve().name}/{name}", classes)
             label = found[0] if len(found) == 1 else None
             said = columns[first]
             but = f", but it is {label}" if label and label != said else ""
@@ -222,6 +221,7 @@ def read_pictures(model, settings, options):
                 folders.add(path.parent)
             else:
                 unknown.append(path)
+    total = len(expected) + len(unknown)
     if total == 0:
         raise UserError("there is no image")
     if unknown:

@@ -1,6 +1,6 @@
 """Find images of letters, and the class of each, in a folder or a zip, however it is laid out.
 
-preprocess.py and test.py use this. Run by itself it prints what preprocess.py would take:
+preprocess.py and test.py use this. Run by itself it prints the classes:
 
     python asl_data/find_images.py my_photos
     python asl_data/find_images.py archive.zip --classes A B C
@@ -71,11 +71,11 @@ class Images:
 
     def read(self, name):
         """The image, uint8 (height, width, 3), BGR; None if OpenCV cannot read it."""
-        data = self.zip.read(name) if self.zip else (self.path / name).read_bytes()
         try:
+            data = self.zip.read(name) if self.zip else (self.path / name).read_bytes()
             flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-        except cv2.error:  # an empty file, or more than 2**30 pixels
+        except (cv2.error, zipfile.BadZipFile):  # OpenCV: an empty file, more than 2**30 pixels
             image = None
         if image is not None and image.dtype != np.uint8:  # else 12 bits of 16 are nearly black
             image = (image * (255 / max(image.max(), 1))).astype(np.uint8)
@@ -191,11 +191,11 @@ def top_folders(listing):
     file names as 10_A_1.jpg, what stands before the class counts as folders."""
     paths = []
     for name, label in listing:
-        *folders, file = name.split("/")
-        path = [plain(folder) for folder in folders]
-        if label in path:  # the last one is the class, an earlier one perhaps a person
-            del path[len(path) - 1 - path[::-1].index(label)]
-        tokens = [plain(token) for token in TOKEN.findall(file)]
+        folders, _ = name_parts(name)  # the nearest first
+        if label in folders:
+            folders.remove(label)  # once: another one may be a person
+        path = folders[::-1]
+        tokens = [plain(token) for token in TOKEN.findall(name.rpartition("/")[2].split(".")[0])]
         if label in tokens:
             path += tokens[: tokens.index(label)]
         paths.append(path)

@@ -256,6 +256,7 @@ def test_split_by_folder(capsys):
         assert [len(dealt[split]) for split in preprocess.SPLITS] == [8, 3, 1]
     tops = find_images.top_folders([("A/a/0.jpg", "A"), ("a/B/1.jpg", "B"), ("E/a/2.jpg", "A")])
     assert tops == ["A", "A", "E"]  # people called A and E
+    assert find_images.top_folders([("anna_A.jpg", "A"), ("ben_a.jpg", "A")]) == ["anna", "ben"]
     takes = by_folder([f"{x}/{10 * p + i}/0.jpg" for p, x in enumerate("ABC") for i in range(3)])
     for p in range(3):  # each letter in each split
         assert all(any(int(take) // 10 == p for take in takes[split]) for split in takes)
@@ -269,7 +270,7 @@ def test_by_folder_as_users_run_it(drawings, tmp_path, capsys):
     make(tmp_path / "1", "--data", data)
     output = capsys.readouterr().out
     assert "taken: 36 images; folders: 4 (such as user_0/A12.jpg)" in output
-    assert "folders such as user_3 are trained on and tested: see --split by-folder" in output
+    assert "training and test share folders (such as user_3): see --split by-folder" in output
     _, facts = make(tmp_path / "2", "--data", data, "--split", "by-folder")
     people = [{name.split("/")[0] for name in facts["rows"][s]} for s in preprocess.SPLITS]
     assert facts["split"] == "by-folder" and sum(map(len, people)) == len(set().union(*people)) == 4
