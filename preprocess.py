@@ -29,6 +29,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from asl_data.find_hand import crop_hand
 from asl_data.find_images import UNREADABLE, UserError, choose_classes, find_images, plain
 from asl_data.find_images import top_folders
 
@@ -56,6 +57,7 @@ def main(argv=None):
     dataset = {
         "classes": classes,
         "columns": columns,
+        "find_hand": options.find_hand,
         "split": options.split,
         "seed": options.seed,
         "source": str(images.path),
@@ -84,6 +86,8 @@ def parse_options(argv):
     about = "in-order: the first frames to train, the last to test; by-folder: train/, valid/ and "
     about += "test/, or whole folders of people, without --train, --validation (default: random)"
     add("--split", choices=["random", "in-order", "by-folder"], default="random", help=about)
+    about = "cut each image to a square around its hand, else to its middle (default: squeeze all)"
+    add("--find-hand", action="store_true", help=about)
     add("--seed", type=int, default=0, metavar="N", help="of the split (default: 0)")
     about = "where the .npy files go (default: Numpy_folder beside this script)"
     add("--numpy-folder", type=Path, default=HERE / "Numpy_folder", metavar="DIR", help=about)
@@ -202,7 +206,8 @@ def write_splits(folder, images, listing, classes, columns, options):
         digests = {}
         for split, rows in splits.items():
             names = [name for name, _ in rows]
-            hashes = write_images(folder / f"{split}_set.npy", images, names)
+            path = folder / f"{split}_set.npy"
+            hashes = write_images(path, images, names, options.find_hand)
             digests.update(zip(names, hashes))
             one_hot = np.eye(len(columns), dtype="float32")
             indices = [columns.index(label) for _, label in rows]
@@ -219,7 +224,7 @@ def write_splits(folder, images, listing, classes, columns, options):
         listing = [(name, label) for name, label in listing if name not in unusable]
 
 
-def write_images(path, images, names):
+def write_images(path, images, names, find_hand):
     """Write the images as one array; return the SHA-256 of each, None for one that is no image.
 
     The array is a memory map: it lies in the file, so memory does not grow. Threads write its
@@ -232,7 +237,7 @@ def write_images(path, images, names):
         image = images.read(names[row])
         if image is None:
             return None
-        array[row] = image = resize(image)
+        array[row] = image = resize(crop_hand(image) if find_hand else image)
         return hashlib.sha256(image).hexdigest()
 
     with ThreadPoolExecutor() as pool:
@@ -282,9 +287,7 @@ def replace_dataset(folder, partial):
 
 
 def load_dataset(folder):
-    """dataset.json: {"classes", "columns", "split", "seed", "source"; "rows": {split: the file of
-    each row}; "id": a fingerprint, by which the later steps know whether they have the same data}.
-    """
+    """dataset.json, as `main` writes it; "rows": {split: the file of each row}."""
     path = folder / "dataset.json"
     if not path.exists():
         raise UserError(f"{path} is missing: run preprocess.py first")

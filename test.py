@@ -13,14 +13,13 @@ Tests on Numpy_folder/test_*.npy, prints the accuracy and writes
 
 import argparse
 import math
-import os
-import signal
-import tempfile
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from asl_data.camera_page import show_page
+from asl_data.find_hand import crop_hand
 from asl_data.find_images import UNREADABLE, Images, UserError, possible_classes
 from preprocess import IMAGE_SIZE, load_dataset, load_split, resize, run_main
 from training import add_folders, tested_epoch, load_weights, read_json, settings_beside
@@ -36,7 +35,13 @@ def main(argv=None):
     options = parse_options(argv)
     model, settings = load_network(options)
     if options.page:
-        return show_page(model, settings, options)
+
+        def read(picture):
+            """The probability of each class that a picture, uint8 (height, width, 3), may show."""
+            answers = dict(zip(settings["columns"], predict(model, resize(picture)[None])[0]))
+            return {label: float(answers[label]) for label in settings["classes"]}
+
+        return show_page(read, settings["classes"], options.page, options.record)
     if options.pictures:
         return read_pictures(model, settings, options)
 
@@ -61,6 +66,10 @@ def parse_options(argv):
     add("pictures", nargs="*", type=Path, metavar="PICTURE", help=about)
     about = "show a page for a camera on PORT of this machine (default: no page; PORT: 7860)"
     add("--page", nargs="?", const=7860, type=int, metavar="PORT", help=about)
+    about = "with --page: keep the pictures that you record there in DIR (default: keep none)"
+    add("--record", type=Path, metavar="DIR", help=about)
+    about = "cut the hand out of each picture (default: as preprocess.py did for the training)"
+    add("--find-hand", action=argparse.BooleanOptionalAction, help=about)
     about = "test-time augmentation: the mean of seven views of each image (default: one view)"
     add("--tta", action="store_true", help=about)
     about = "weights to use (default: the best checkpoint, after --augment the last)"
@@ -198,6 +207,8 @@ def draw_mistakes(path, columns, names, images, expected, probabilities):
 def read_pictures(model, settings, options):
     """Print one line per picture, and the accuracy where the class is known."""
     columns, classes = settings["columns"], settings["classes"]
+    find = settings.get("find_hand") if options.find_hand is None else options.find_hand
+    print("each picture is cut to its hand" if find else "pictures are not cut: see --find-hand")
     sources = [Images(path) for path in options.pictures]
     expected, predicted, folders, unknown = [], [], set(), []
     for source in sources:
@@ -206,7 +217,8 @@ def read_pictures(model, settings, options):
             if image is None:
                 print(f"{path}: {UNREADABLE}")
                 continue
-            probabilities = predict(model, resize(image)[None], options.tta)[0]
+            image = resize(crop_hand(image) if find else image)
+            probabilities = predict(model, image[None], options.tta)[0]
             first, second = probabilities.argsort()[::-1][:2]
             # The folder that was given counts, as in `test.py my_test/A`; those above it do not.
             found = possible_classes(f"{source.path.resolve().name}/{name}", classes)
@@ -229,55 +241,6 @@ def read_pictures(model, settings, options):
     if expected:
         what = f"{len(expected):,} of {total:,} pictures; folders: {len(folders):,}"
         print_accuracy(columns, np.array(expected), np.array(predicted), what)
-
-
-def show_page(model, settings, options):
-    """Show a page on this machine alone. It reads a camera, or a photograph that is dropped there,
-    and keeps no picture."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads this when it is imported
-    try:
-        import gradio
-    except ImportError:
-        raise UserError("--page needs Gradio: pip install gradio==6.31.0") from None
-
-    def read(picture):
-        """The middle square of a picture (RGB, like the picture), and the probability of each
-        letter. It is cropped, not squeezed as by preprocess.py: camera pictures are wide."""
-        if picture is None:
-            return None, None
-        height, width, _ = picture.shape
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        square = picture[top : top + side, left : left + side]
-        image = resize(np.ascontiguousarray(square[:, :, ::-1]))
-        probabilities = predict(model, image[None], options.tta)[0].tolist()
-        return square, dict(zip(settings["columns"], probabilities))
-
-    # `kill` then ends the `with` below, as Ctrl-C does: its folder is deleted.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with tempfile.TemporaryDirectory(prefix="asl-page-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        with gradio.Blocks(title="ASL letters", delete_cache=(60, 60)) as page:
-            gradio.Markdown(
-                "# Which letter is it?\nShow one hand in the middle of the picture, in front of a "
-                f"plain wall. Every hand is read as one of {' '.join(settings['classes'])}."
-            )
-            with gradio.Row():
-                mirror = gradio.WebcamOptions(mirror=False)
-                camera = gradio.Image(
-                    label="camera", sources="webcam", streaming=True, webcam_options=mirror
-                )
-                square = gradio.Image(label="the middle square, which is read", buttons=[])
-                letters = gradio.Label(label="letter", num_top_classes=3)
-            photograph = gradio.Image(label="or a photograph", sources="upload")
-            camera.stream(read, camera, [square, letters], show_progress="hidden")
-            photograph.upload(read, photograph, [square, letters], show_progress="hidden")
-        try:
-            page.launch(
-                server_name="127.0.0.1", server_port=options.page, share=False, footer_links=[]
-            )
-        except OSError:
-            raise UserError(f"port {options.page} is in use: give another by --page PORT") from None
 
 
 if __name__ == "__main__":

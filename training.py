@@ -299,7 +299,7 @@ class Run(keras.callbacks.Callback):
         self.settings["epochs"] = options.epochs if options.augment else None
         self.settings["start_from"] = str(options.start_from) if options.start_from else None
         self.settings["backend"] = keras.backend.backend()
-        self.settings |= {name: dataset[name] for name in ("classes", "columns")}
+        self.settings |= {name: dataset[name] for name in ("classes", "columns", "find_hand")}
         self.settings["data"] = dataset["id"]
         if is_main():
             self.lock()

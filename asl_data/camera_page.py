@@ -1,0 +1,237 @@
+"""The page of `test.py --page`: it reads the letters that a hand shows to a camera, and spells.
+
+Gradio makes the page. It listens on this machine alone, and keeps pictures with --record only.
+"""
+
+import os
+import re
+import signal
+import tempfile
+import time
+
+import cv2
+import numpy as np
+
+from asl_data.find_hand import DETECTOR, cut_out, find_hand, middle_square
+from asl_data.find_images import UserError
+
+MEAN = 0.7  # seconds of frames that the shown letter is the mean of
+HOLD = 1.0  # seconds that a letter must stay to be spelled
+SURE = 0.5  # the least mean probability of a letter that is spelled
+
+CSS = """
+#camera, #camera .image-container, #square {height: 66vh}
+#camera video {width: 100%; height: 100%; object-fit: contain}
+#stage {position: relative}
+#square {position: absolute; width: 100%; pointer-events: none; z-index: 1}
+#square svg {position: absolute; width: 100%; height: 100%}
+#letter h2 {font-size: min(30vh, 40vw); line-height: 1}
+#text textarea {font-size: 2rem; letter-spacing: 0.2em}
+@media (max-width: 700px) {
+    #camera, #camera .image-container, #square {height: 45vh}
+    #letter h2 {font-size: 20vh}
+}
+"""
+BEGIN = """() => {  // press the camera's two buttons, and record while a button is held
+    const buttons = ['[title="grant webcam access"] button',
+                     'button:has([title="start recording"])']
+    const timer = setInterval(() => {
+        const button = document.querySelector('#camera ' + buttons[0])
+        if (button) { button.click(); buttons.shift() }
+        if (!buttons.length) clearInterval(timer)
+    }, 300)
+    const box = document.querySelector('#holding input')
+    const hold = (on) => { if (box && box.checked != on) box.click() }
+    document.querySelector('#record')?.addEventListener('pointerdown', () => hold(true))
+    for (const up of ['pointerup', 'pointercancel', 'blur']) addEventListener(up, () => hold(false))
+}"""
+
+
+class Speller:
+    """What one visitor's camera has shown: the letter now, and the text.
+
+    A letter that is held for HOLD seconds is added once; again after the hand was away, or moved
+    by half of its square.
+    """
+
+    def __init__(self):
+        self.text, self.frames, self.letter, self.since, self.added = "", [], None, 0, None
+
+    def see(self, now, square, probabilities):
+        """The mean {letter: probability} of the last MEAN seconds, None if they show no hand.
+
+        now: seconds; square: (left, top, side), None without a hand; probabilities: of its letters.
+        """
+        if square:
+            self.frames.append((now, probabilities))
+        self.frames = [frame for frame in self.frames if now - frame[0] < MEAN]
+        if not self.frames:
+            self.letter = None
+            return None
+        seen = [probabilities for _, probabilities in self.frames]
+        mean = {letter: sum(each[letter] for each in seen) / len(seen) for letter in seen[0]}
+        best = max(mean, key=mean.get)
+        letter = best if mean[best] > SURE else None
+        moved = self.added and square and far(square, self.added)
+        if letter != self.letter or moved:
+            self.letter, self.since, self.added = letter, now, None
+        elif letter and square and not self.added and now - self.since >= HOLD:
+            self.added = square
+            self.write(letter)
+        return mean
+
+    def write(self, letter):
+        """Add a letter; classes of Kaggle's data set are keys: space, del, nothing."""
+        if letter == "del":
+            self.text = self.text[:-1]
+        elif letter != "nothing":
+            self.text += " " if letter == "space" else letter
+        return self.text
+
+    def clear(self):
+        self.text = ""
+        return self.text
+
+
+def far(square, other):
+    """Whether two squares, (left, top, side), are more than half a side apart."""
+    middles = [np.add(each[:2], each[2] / 2) for each in (square, other)]
+    return np.linalg.norm(middles[0] - middles[1]) > other[2] / 2
+
+
+def draw_square(picture, square):
+    """An image for the browser, which it lays over the camera's."""
+    height, width, _ = picture.shape
+    left, top, side = square
+    return (
+        f'<svg viewBox="0 0 {width} {height}"><rect x="{left}" y="{top}" width="{side}" '
+        f'height="{side}" fill="none" stroke="lime" stroke-width="{width / 150:.0f}"/></svg>'
+    )
+
+
+class Recorder:
+    """Writes squares as FOLDER/A_1.jpg ..., and whole pictures as FOLDER-whole/A_1.jpg ..."""
+
+    def __init__(self, folder):
+        self.folder, self.whole = folder, folder.with_name(f"{folder.name}-whole")
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def keep(self, letter, picture, square, whole):
+        """Write a picture, uint8 (height, width, 3), BGR; return how many there are."""
+        numbers = [
+            int(re.findall(r"\d+", file.stem)[-1]) for file in self.folder.glob(f"{letter}_*.jpg")
+        ]
+        name = f"{letter}_{max(numbers, default=0) + 1}.jpg"
+        hand = cut_out(picture, square)
+        if len(hand) < 224:
+            hand = cv2.resize(hand, (224, 224))
+        cv2.imwrite(str(self.folder / name), hand)
+        if whole:
+            self.whole.mkdir(exist_ok=True)
+            cv2.imwrite(str(self.whole / name), picture)
+        return f"{len(numbers) + 1} pictures of {letter}"
+
+
+def show_page(read, classes, port, folder=None):
+    """Show the page until Ctrl-C.
+
+    read: a function that gives the {letter: probability} of a square picture, uint8 (side, side,
+    3), BGR; classes: the letters that it knows; folder: of the pictures that are recorded.
+    """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads this when it is imported
+    try:
+        import gradio
+    except ImportError:
+        raise UserError("--page needs Gradio: pip install gradio==6.31.0") from None
+    # `kill` then ends the `with` below, as Ctrl-C does: its folder is deleted.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with tempfile.TemporaryDirectory(prefix="asl-page-") as temporary:
+        os.environ["GRADIO_TEMP_DIR"] = temporary
+        page = make_page(gradio, read, classes, Recorder(folder) if folder else None)
+        where = {"server_name": "127.0.0.1", "server_port": port, "share": False}
+        try:
+            page.launch(**where, footer_links=[], css=CSS)
+        except OSError:
+            raise UserError(f"port {port} is in use: give another by --page PORT") from None
+
+
+def make_page(gradio, read, classes, recorder):
+    def look(picture):
+        """(the picture, BGR; the square of the hand or None; the probabilities)"""
+        picture = np.ascontiguousarray(picture[:, :, ::-1])
+        square = find_hand(picture) if DETECTOR.exists() else middle_square(picture)
+        return picture, square, read(cut_out(picture, square)) if square else None
+
+    def watch(picture, speller, letter, holding, whole):
+        if picture is None:
+            return "", None, speller.text, gradio.skip()
+        picture, square, probabilities = look(picture)
+        mean = speller.see(time.monotonic(), square, probabilities)
+        said = gradio.skip()
+        if recorder and holding:
+            said = recorder.keep(letter, picture, square or middle_square(picture), whole)
+        return draw_square(picture, square) if square else "", mean, speller.text, said
+
+    def read_photograph(picture):
+        if picture is None:
+            return None, None
+        picture, square, _ = look(picture)
+        square = square or middle_square(picture)  # a close-up
+        hand = cut_out(picture, square)
+        return cv2.resize(hand, (224, 224))[:, :, ::-1], read(hand)
+
+    with gradio.Blocks(title="ASL letters", delete_cache=(60, 60), fill_width=True) as page:
+        speller = gradio.State(Speller())  # each visitor gets a copy
+        with gradio.Tab("camera"):
+            with gradio.Row():
+                with gradio.Column(scale=2, elem_id="stage"):
+                    camera = gradio.Image(
+                        sources="webcam",
+                        streaming=True,
+                        show_label=False,
+                        elem_id="camera",
+                        webcam_options=gradio.WebcamOptions(mirror=False),
+                    )
+                    square = gradio.HTML(elem_id="square")
+                with gradio.Column(scale=1):
+                    letters = gradio.Label(num_top_classes=3, show_label=False, elem_id="letter")
+            with gradio.Row():
+                text = gradio.Textbox(
+                    label=f"hold a letter for {HOLD:.0f} second: {' '.join(classes)}",
+                    interactive=False,
+                    elem_id="text",
+                    scale=4,
+                )
+                keys = [
+                    gradio.Button(name, min_width=80) for name in ("space", "backspace", "clear")
+                ]
+            with gradio.Row(visible=bool(recorder)):
+                letter = gradio.Radio(classes, value=classes[0], label="record", scale=3)
+                whole = gradio.Checkbox(label="also whole pictures")
+                recorded = gradio.Textbox(show_label=False, interactive=False)
+                gradio.Button("hold to record", elem_id="record", variant="primary")
+                holding = gradio.Checkbox(visible="hidden", elem_id="holding")
+        with gradio.Tab("photograph"):
+            with gradio.Row():
+                photograph = gradio.Image(sources=["upload", "clipboard"], label="a photograph")
+                with gradio.Column():
+                    answer = gradio.Label(num_top_classes=3, show_label=False)
+                    seen = gradio.Image(label="what the network sees", height=224, buttons=[])
+        if not DETECTOR.exists():
+            gradio.Markdown(
+                "The middle square is read. To find the hand: `python asl_data/find_hand.py`"
+            )
+        inputs = [camera, speller, letter, holding, whole]
+        camera.stream(
+            watch,
+            inputs,
+            [square, letters, text, recorded],
+            show_progress="hidden",
+            stream_every=0.1,
+        )
+        for button, key in zip(keys, ("space", "del")):
+            button.click(lambda speller, key=key: speller.write(key), speller, text)
+        keys[2].click(Speller.clear, speller, text)
+        photograph.change(read_photograph, photograph, [seen, answer], show_progress="hidden")
+        page.load(None, js=BEGIN)
+    return page
