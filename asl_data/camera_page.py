@@ -149,10 +149,13 @@ def show_page(read, classes, port, folder=None):
         os.environ["GRADIO_TEMP_DIR"] = temporary
         page = make_page(gradio, read, classes, Recorder(folder) if folder else None)
         where = {"server_name": "127.0.0.1", "server_port": port, "share": False}
+        how = {"footer_links": [], "css": CSS, "quiet": True, "prevent_thread_lock": True}
         try:
-            page.launch(**where, footer_links=[], css=CSS)
+            page.launch(**where, **how)
         except OSError:
             raise UserError(f"port {port} is in use: give another by --page PORT") from None
+        print(f"open http://127.0.0.1:{port}; Ctrl-C ends the page")
+        page.block_thread()
 
 
 def make_page(gradio, read, classes, recorder):

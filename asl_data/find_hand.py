@@ -5,7 +5,7 @@ Real-time Hand Tracking"; Apache License 2.0). Run by itself this gets the detec
 a package of 36, or draws a sheet of pictures with their squares:
 
     python asl_data/find_hand.py
-    python asl_data/find_hand.py my_photos      # look at asl_data/hands.jpg
+    python asl_data/find_hand.py my_photos      # look at Numpy_folder/hands.jpg
 """
 
 import argparse
@@ -144,7 +144,7 @@ def main(argv=None):
     if options.pictures:
         images = Images(options.pictures)
         names = images.names[:: len(images.names) // 48 + 1]
-        path = ASL_DATA / "hands.jpg"
+        path = ASL_DATA.parent / "Numpy_folder" / "hands.jpg"
         cv2.imwrite(str(path), draw_sheet(images, names))
         print(f"look at {path}")
 

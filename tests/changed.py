@@ -2,7 +2,7 @@
 
     python preprocess.py --split in-order
     python training.py --augment
-    python tests/changed.py
+    python tests/changed.py [--find-hand]
 
 For choosing between augmentations, without other people's hands: these stay the examiner. Hands
 are cut out and put before photographs that come with scikit-learn (a pagoda, a flower) and
@@ -17,7 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from asl_data import augment_hands
-from preprocess import load_dataset, load_split, run_main
+from asl_data.find_hand import crop_hand
+from preprocess import load_dataset, load_split, resize, run_main
 from test import load_network, predict  # noqa: E402
 from training import add_folders
 
@@ -108,6 +109,7 @@ def main(argv=None):
     add_folders(parser)
     add = parser.add_argument
     add("--weights", type=Path, metavar="FILE", help="(default: the best checkpoint)")
+    add("--find-hand", action="store_true", help="cut the hand out (default: read the whole)")
     add("--count", type=int, default=150, help="frames of each letter (default: 150)")
     about = "draw nine frames of each change (default: draw none)"
     add("--sheet", type=Path, metavar="FILE", help=about)
@@ -130,6 +132,8 @@ def main(argv=None):
         for row, mask in zip(rows, masks):
             image = change(np.array(images[row]), mask, rng)
             changed.append(np.clip(image, 0, 255).astype(np.uint8))
+        if options.find_hand:
+            changed = [resize(crop_hand(image)) for image in changed]
         sheet.append(np.hstack(changed[:: max(1, len(changed) // 9)][:9]))
         right = predict(model, changed).argmax(axis=1) == letters[rows]
         each = [right[letters[rows] == letter].mean() for letter in found]
