@@ -75,6 +75,29 @@ def turned(image, hand, rng):
     return cv2.warpAffine(image, move, (SIZE, SIZE), borderMode=cv2.BORDER_REPLICATE)
 
 
+def mirrored(image, hand, rng):
+    """A left hand, or a camera that records as a mirror shows."""
+    return image[:, ::-1]
+
+
+def over_exposed(image, hand, rng):
+    """A hand as white as the wall behind it, or whiter."""
+    light = image * (300 / image[hand > 0].mean())
+    return place(np.clip(light, 0, 255), hand, rng, 0.8, lambda rng: 215)
+
+
+def thumb(image, hand, rng):
+    """A corner of the fist, where its thumb may be, drawn out sideways or upwards."""
+    top, bottom, left, right = augment_hands.fist_box(hand)
+    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
+    corner = rng.choice((left, right)), top + 0.3 * (bottom - top)
+    away = (np.sign(corner[0] - (left + right) / 2), 0) if rng.random() < 0.5 else (0, -1)
+    near = np.clip(np.hypot(x - corner[0], y - corner[1]) / 40, 0, np.pi / 2)
+    far = 0.3 * (right - left) * np.cos(near)
+    source = np.dstack([x - far * away[0], y - far * away[1]]).astype(np.float32)
+    return cv2.remap(image, source, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
 def few_bytes(image, hand, rng):
     return cv2.imdecode(cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, 8))[1], 1)
 
@@ -96,6 +119,9 @@ def changes():
         "a spot of light": lit,
         "of 4 shades": lambda image, hand, rng: image // 64 * 64 + 32,
         "turned by 35 degrees": turned,
+        "mirrored": mirrored,
+        "over-exposed": over_exposed,
+        "the thumb drawn out": thumb,
     }
     for what, draw in behind.items():
         for size in (0.9, 0.7, 0.5, 0.35):

@@ -13,8 +13,8 @@ def test_in_order_from_another_folder(drawings, tmp_path):
     project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
     elsewhere.mkdir()
     shutil.copytree(drawings, project / "asl_data" / "new")
-    for name in ("augment_hands.py", "find_images.py"):
-        shutil.copy(ROOT / "asl_data" / name, project / "asl_data")
+    for path in (ROOT / "asl_data").glob("*.py"):
+        shutil.copy(path, project / "asl_data")
     said = {}
     for name, *options in (
         ("preprocess.py",),
