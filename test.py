@@ -38,7 +38,9 @@ def main(argv=None):
 
         def read(picture):
             """The probability of each class that a picture, uint8 (height, width, 3), may show."""
-            answers = dict(zip(settings["columns"], predict(model, resize(picture)[None])[0]))
+            answers = dict(
+                zip(settings["columns"], predict(model, resize(picture)[None], options.tta)[0])
+            )
             return {label: float(answers[label]) for label in settings["classes"]}
 
         return show_page(read, settings["classes"], options.page, options.record)
@@ -208,7 +210,8 @@ def read_pictures(model, settings, options):
     """Print one line per picture, and the accuracy where the class is known."""
     columns, classes = settings["columns"], settings["classes"]
     find = settings.get("find_hand") if options.find_hand is None else options.find_hand
-    print("each picture is cut to its hand" if find else "pictures are not cut: see --find-hand")
+    if find:
+        print("each picture is cut to its hand, to its middle where none is found")
     sources = [Images(path) for path in options.pictures]
     expected, predicted, folders, unknown = [], [], set(), []
     for source in sources:
@@ -236,7 +239,7 @@ def read_pictures(model, settings, options):
     total = len(expected) + len(unknown)
     if total == 0:
         raise UserError("there is no image")
-    if unknown:
+    if unknown and total > 1:
         print(f"not counted {len(unknown):,}: letter unknown (such as {unknown[0]})")
     if expected:
         what = f"{len(expected):,} of {total:,} pictures; folders: {len(folders):,}"

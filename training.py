@@ -299,7 +299,8 @@ class Run(keras.callbacks.Callback):
         self.settings["epochs"] = options.epochs if options.augment else None
         self.settings["start_from"] = str(options.start_from) if options.start_from else None
         self.settings["backend"] = keras.backend.backend()
-        self.settings |= {name: dataset[name] for name in ("classes", "columns", "find_hand")}
+        self.settings |= {name: dataset[name] for name in ("classes", "columns")}
+        self.settings["find_hand"] = dataset.get("find_hand", False)  # test.py does likewise
         self.settings["data"] = dataset["id"]
         if is_main():
             self.lock()

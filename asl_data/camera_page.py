@@ -4,7 +4,6 @@ Gradio makes the page. It listens on this machine alone, and keeps pictures with
 """
 
 import os
-import re
 import signal
 import tempfile
 import time
@@ -24,15 +23,17 @@ CSS = """
 #camera video {width: 100%; height: 100%; object-fit: contain}
 #stage {position: relative}
 #square {position: absolute; width: 100%; pointer-events: none; z-index: 1}
-#square svg {position: absolute; width: 100%; height: 100%}
+#square svg {position: absolute; top: 0; left: 0; width: 100%; height: 100%}
+#letter {min-height: 66vh}
 #letter h2 {font-size: min(30vh, 40vw); line-height: 1}
 #text textarea {font-size: 2rem; letter-spacing: 0.2em}
 @media (max-width: 700px) {
     #camera, #camera .image-container, #square {height: 45vh}
+    #letter {min-height: 42vh}
     #letter h2 {font-size: 20vh}
 }
 """
-BEGIN = """() => {  // press the camera's two buttons, and record while a button is held
+BEGIN = """() => {  // press the camera's two buttons, one after the other
     const buttons = ['[title="grant webcam access"] button',
                      'button:has([title="start recording"])']
     const timer = setInterval(() => {
@@ -40,7 +41,7 @@ BEGIN = """() => {  // press the camera's two buttons, and record while a button
         if (button) { button.click(); buttons.shift() }
         if (!buttons.length) clearInterval(timer)
     }, 300)
-    const box = document.querySelector('#holding input')
+    const box = document.querySelector('#holding input')  // ticked while the button is held
     const hold = (on) => { if (box && box.checked != on) box.click() }
     document.querySelector('#record')?.addEventListener('pointerdown', () => hold(true))
     for (const up of ['pointerup', 'pointercancel', 'blur']) addEventListener(up, () => hold(false))
@@ -48,17 +49,21 @@ BEGIN = """() => {  // press the camera's two buttons, and record while a button
 
 
 class Speller:
-    """What one visitor's camera has shown: the letter now, and the text.
+    """What one visitor's camera has shown.
 
-    A letter that is held for HOLD seconds is added once; again after the hand was away, or moved
-    by half of its square.
+    text: what is spelled. A letter that stays for HOLD seconds is added once; again after the hand
+    was away, was moved by half of its square, or showed another letter.
     """
 
     def __init__(self):
-        self.text, self.frames, self.letter, self.since, self.added = "", [], None, 0, None
+        self.text = ""
+        self.frames = []  # (time, probabilities) of the last MEAN seconds
+        self.letter, self.since = None, 0  # the letter now, and when it came
+        self.added = None  # the square where it was added
 
     def see(self, now, square, probabilities):
-        """The mean {letter: probability} of the last MEAN seconds, None if they show no hand.
+        """Add a frame, and perhaps a letter to the text. Return the mean {letter: probability} of
+        the last MEAN seconds, None if they show no hand.
 
         now: seconds; square: (left, top, side), None without a hand; probabilities: of its letters.
         """
@@ -70,12 +75,12 @@ class Speller:
             return None
         seen = [probabilities for _, probabilities in self.frames]
         mean = {letter: sum(each[letter] for each in seen) / len(seen) for letter in seen[0]}
-        best = max(mean, key=mean.get)
-        letter = best if mean[best] > SURE else None
-        moved = self.added and square and far(square, self.added)
-        if letter != self.letter or moved:
+        letter = max(mean, key=mean.get)
+        if mean[letter] < SURE:
+            self.since = now
+        elif letter != self.letter or (square and self.added and far(square, self.added)):
             self.letter, self.since, self.added = letter, now, None
-        elif letter and square and not self.added and now - self.since >= HOLD:
+        elif square and not self.added and now - self.since >= HOLD:
             self.added = square
             self.write(letter)
         return mean
@@ -109,27 +114,15 @@ def draw_square(picture, square):
     )
 
 
-class Recorder:
-    """Writes squares as FOLDER/A_1.jpg ..., and whole pictures as FOLDER-whole/A_1.jpg ..."""
-
-    def __init__(self, folder):
-        self.folder, self.whole = folder, folder.with_name(f"{folder.name}-whole")
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def keep(self, letter, picture, square, whole):
-        """Write a picture, uint8 (height, width, 3), BGR; return how many there are."""
-        numbers = [
-            int(re.findall(r"\d+", file.stem)[-1]) for file in self.folder.glob(f"{letter}_*.jpg")
-        ]
-        name = f"{letter}_{max(numbers, default=0) + 1}.jpg"
-        hand = cut_out(picture, square)
-        if len(hand) < 224:
-            hand = cv2.resize(hand, (224, 224))
-        cv2.imwrite(str(self.folder / name), hand)
-        if whole:
-            self.whole.mkdir(exist_ok=True)
-            cv2.imwrite(str(self.whole / name), picture)
-        return f"{len(numbers) + 1} pictures of {letter}"
+def record(folder, letter, picture):
+    """Write a picture as A_1.jpg, A_2.jpg ...; return how many there are of its letter."""
+    number = 1 + len(list(folder.glob(f"{letter}_*.jpg")))
+    while (path := folder / f"{letter}_{number}.jpg").exists():
+        number += 1
+    if len(picture) < 224:
+        picture = cv2.resize(picture, (224, 224))
+    cv2.imwrite(str(path), picture)
+    return f"{letter}: {len(list(folder.glob(f'{letter}_*.jpg')))} pictures"
 
 
 def show_page(read, classes, port, folder=None):
@@ -143,11 +136,14 @@ def show_page(read, classes, port, folder=None):
         import gradio
     except ImportError:
         raise UserError("--page needs Gradio: pip install gradio==6.31.0") from None
-    # `kill` then ends the `with` below, as Ctrl-C does: its folder is deleted.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # `kill`, or a closed terminal, then ends the `with` below as Ctrl-C does.
+    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):
+        signal.signal(getattr(signal, name), signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="asl-page-") as temporary:
         os.environ["GRADIO_TEMP_DIR"] = temporary
-        page = make_page(gradio, read, classes, Recorder(folder) if folder else None)
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+        page = make_page(gradio, read, classes, folder)
         where = {"server_name": "127.0.0.1", "server_port": port, "share": False}
         how = {"footer_links": [], "css": CSS, "quiet": True, "prevent_thread_lock": True}
         try:
@@ -158,33 +154,39 @@ def show_page(read, classes, port, folder=None):
         page.block_thread()
 
 
-def make_page(gradio, read, classes, recorder):
+def make_page(gradio, read, classes, folder):
     def look(picture):
-        """(the picture, BGR; the square of the hand or None; the probabilities)"""
+        """(the picture, BGR; the square of the hand, or None)"""
         picture = np.ascontiguousarray(picture[:, :, ::-1])
-        square = find_hand(picture) if DETECTOR.exists() else middle_square(picture)
-        return picture, square, read(cut_out(picture, square)) if square else None
+        return picture, find_hand(picture) if DETECTOR.exists() else middle_square(picture)
 
     def watch(picture, speller, letter, holding, whole):
+        """What the page shows of a frame: square, letter, text, number of pictures recorded."""
         if picture is None:
             return "", None, speller.text, gradio.skip()
-        picture, square, probabilities = look(picture)
-        mean = speller.see(time.monotonic(), square, probabilities)
-        said = gradio.skip()
-        if recorder and holding:
-            said = recorder.keep(letter, picture, square or middle_square(picture), whole)
-        return draw_square(picture, square) if square else "", mean, speller.text, said
+        picture, square = look(picture)
+        probabilities = read(cut_out(picture, square)) if square else None
+        if not holding:
+            mean, recorded = speller.see(time.monotonic(), square, probabilities), gradio.skip()
+        else:  # record, and do not spell
+            mean = probabilities
+            hand = cut_out(picture, square or middle_square(picture))
+            recorded = record(folder, letter, picture if whole else hand)
+        return draw_square(picture, square) if square else "", mean or "–", speller.text, recorded
 
     def read_photograph(picture):
         if picture is None:
             return None, None
-        picture, square, _ = look(picture)
-        square = square or middle_square(picture)  # a close-up
-        hand = cut_out(picture, square)
+        picture, square = look(picture)
+        hand = cut_out(picture, square or middle_square(picture))  # it may be a close-up
         return cv2.resize(hand, (224, 224))[:, :, ::-1], read(hand)
 
     with gradio.Blocks(title="ASL letters", delete_cache=(60, 60), fill_width=True) as page:
         speller = gradio.State(Speller())  # each visitor gets a copy
+        if not DETECTOR.exists():
+            gradio.Markdown(
+                "The middle square is read. To find the hand: `python asl_data/find_hand.py`"
+            )
         with gradio.Tab("camera"):
             with gradio.Row():
                 with gradio.Column(scale=2, elem_id="stage"):
@@ -208,9 +210,9 @@ def make_page(gradio, read, classes, recorder):
                 keys = [
                     gradio.Button(name, min_width=80) for name in ("space", "backspace", "clear")
                 ]
-            with gradio.Row(visible=bool(recorder)):
+            with gradio.Row(visible=bool(folder)):
                 letter = gradio.Radio(classes, value=classes[0], label="record", scale=3)
-                whole = gradio.Checkbox(label="also whole pictures")
+                whole = gradio.Checkbox(label="whole pictures, for --find-hand")
                 recorded = gradio.Textbox(show_label=False, interactive=False)
                 gradio.Button("hold to record", elem_id="record", variant="primary")
                 holding = gradio.Checkbox(visible="hidden", elem_id="holding")
@@ -220,10 +222,6 @@ def make_page(gradio, read, classes, recorder):
                 with gradio.Column():
                     answer = gradio.Label(num_top_classes=3, show_label=False)
                     seen = gradio.Image(label="what the network sees", height=224, buttons=[])
-        if not DETECTOR.exists():
-            gradio.Markdown(
-                "The middle square is read. To find the hand: `python asl_data/find_hand.py`"
-            )
         inputs = [camera, speller, letter, holding, whole]
         camera.stream(
             watch,
@@ -231,6 +229,7 @@ def make_page(gradio, read, classes, recorder):
             [square, letters, text, recorded],
             show_progress="hidden",
             stream_every=0.1,
+            concurrency_limit=None,  # several visitors
         )
         for button, key in zip(keys, ("space", "del")):
             button.click(lambda speller, key=key: speller.write(key), speller, text)

@@ -38,27 +38,28 @@ def find_hand(image):
     image: uint8 (height, width, 3), BGR. Of several hands it is the surest.
     """
     height, width, _ = image.shape
-    longest = max(height, width)
-    padded = np.zeros((longest, longest, 3), np.uint8)
-    x0, y0 = (longest - width) // 2, (longest - height) // 2
-    padded[y0 : y0 + height, x0 : x0 + width] = image
-    blob = cv2.dnn.blobFromImage(padded, 1 / 255, (INPUT, INPUT), swapRB=True)
+    scale = INPUT / max(height, width)
+    across, down = max(1, round(width * scale)), max(1, round(height * scale))
+    x0, y0 = (INPUT - across) // 2, (INPUT - down) // 2
+    padded = np.zeros((INPUT, INPUT, 3), np.uint8)
+    small = cv2.resize(image, (across, down), interpolation=cv2.INTER_AREA)
+    padded[y0 : y0 + down, x0 : x0 + across] = small
     with LOCK:
-        detector().setInput(blob)
+        detector().setInput(cv2.dnn.blobFromImage(padded, 1 / 255, swapRB=True))
         boxes, scores = detector().forward(["Identity", "Identity_1"])
     best = scores.argmax()
     if scores.flat[best] < 0:  # a logit: a probability below 0.5
         return None
-    # All in units of the input: the palm's middle and size, then seven points of the hand.
-    answer = boxes[0, best].reshape(9, 2)
-    middle, size, wrist, finger = places()[best] + answer[0], answer[1], answer[2], answer[4]
-    up = (finger - wrist) / max(np.linalg.norm(finger - wrist), 1e-6)  # from wrist to fingers
-    scale = longest / INPUT
-    side = FACTOR * size.max() * scale
-    if side < max(64, longest / 5):  # at this size it takes finger tips for hands
+    # Of the palm the middle and the size, then the wrist, ..., the root of the middle finger.
+    middle, size, wrist, _, finger = boxes[0, best, :10].reshape(5, 2)
+    middle = places()[best] + middle
+    palm = size.max()
+    side = FACTOR * palm / scale
+    if side < 64 or FACTOR * palm < INPUT / 5:  # of so few pixels, finger tips look like hands
         return None
     side = min(side, height, width)
-    x, y = (middle + up * size.max() / 2) * scale - (x0, y0) - side / 2
+    fingers = (finger - wrist) / max(np.linalg.norm(finger - wrist), 1e-6)  # the direction to them
+    x, y = (middle + fingers * palm / 2 - (x0, y0)) / scale - side / 2
     left, top = min(max(x, 0), width - side), min(max(y, 0), height - side)
     return int(left), int(top), int(side)
 
@@ -73,12 +74,12 @@ def detector():
 
 @cache
 def places():
-    """The point that each answer of the detector starts from, float (2016, 2): two answers at each
-    of 24x24 places, then six at each of 12x12."""
+    """The point that each box of the detector starts from, float (2016, 2): two boxes at each of
+    24x24 places, then six at each of 12x12."""
     grids = []
-    for cells, answers in ((24, 2), (12, 6)):
+    for cells, boxes in ((24, 2), (12, 6)):
         y, x = (np.mgrid[:cells, :cells] + 0.5) * INPUT / cells
-        grids.append(np.dstack([x, y]).reshape(-1, 2).repeat(answers, axis=0))
+        grids.append(np.dstack([x, y]).reshape(-1, 2).repeat(boxes, axis=0))
     return np.concatenate(grids)
 
 

@@ -83,7 +83,7 @@ def test_option_of_preprocess_and_test(drawings, trained, tmp_path, monkeypatch,
     for option in ("--find-hand", "--no-find-hand", None):
         test_script.main([*given, option] if option else given)
         lines[option] = capsys.readouterr().out
-    assert "each picture is cut to its hand" in lines["--find-hand"]
+    assert "each picture is cut to its hand, to its middle" in lines["--find-hand"]
     assert lines["--no-find-hand"] == lines[None] != lines["--find-hand"]
 
 

@@ -313,27 +313,26 @@ def test_spelling():
     assert show("A", 3)[0] == "CA"  # the hand was lost for some frames
     assert show("A", 1, None) == ("CA", None) and show("A", 2)[0] == "CAA"
     assert show("A", 2, (150, 50, 200))[0] == "CAA" and show("A", 2, (210, 50, 200))[0] == "CAAA"
+    assert show("A", 0.5, (210, 50, 200), sure=0.4)[0] == "CAAA"  # unsure for a while
+    assert show("A", 3, (210, 50, 200))[0] == "CAAA"
     assert show("B", 3, sure=0.4)[0] == "CAAA"
     assert [speller.write(key) for key in ("space", "del", "nothing")] == ["CAAA ", *["CAAA"] * 2]
     assert speller.clear() == speller.text == ""
 
 
 def test_recorded_pictures(tmp_path):
-    """The square with 224 pixels or more; with `whole` the picture too; no file is replaced."""
-    recorder = camera_page.Recorder(tmp_path / "my_photos")
-    picture = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
-    assert recorder.keep("A", picture, (0, 0, 100), False) == "1 pictures of A"
-    (tmp_path / "my_photos" / "A_7.jpg").touch()
-    assert recorder.keep("A", picture, (20, 10, 250), True) == "3 pictures of A"
-    sides = {path.name: cv2.imread(str(path)) for path in tmp_path.glob("my_photos/*_[18].jpg")}
-    assert {name: image.shape[:2] for name, image in sides.items()} == {
-        "A_1.jpg": (224, 224),
-        "A_8.jpg": (250, 250),
-    }
-    whole = cv2.imread(str(tmp_path / "my_photos-whole" / "A_8.jpg"))
-    assert whole.shape == picture.shape
-    other = camera_page.Recorder(tmp_path / "my_photos")
-    assert other.keep("del", picture, (0, 0, 300), False) == "1 pictures of del"
+    """No file is replaced; small ones get 224 pixels."""
+    folder = tmp_path / "new" / "my_photos"
+    folder.mkdir(parents=True)
+    picture = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+    assert camera_page.record(folder, "A", picture[:100, :100]) == "A: 1 pictures"
+    (folder / "A_left.jpg").write_bytes(b"1")
+    (folder / "A_3.jpg").write_bytes(b"3")
+    assert camera_page.record(folder, "A", picture) == "A: 4 pictures"
+    assert camera_page.record(folder, "del", picture) == "del: 1 pictures"
+    assert (folder / "A_3.jpg").read_bytes() == b"3"
+    sides = [cv2.imread(str(folder / name)).shape for name in ("A_1.jpg", "A_4.jpg", "del_1.jpg")]
+    assert sides == [(224, 224, 3), (300, 300, 3), (300, 300, 3)]
 
 
 def test_page_on_a_port_in_use(trained):
