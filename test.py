@@ -13,6 +13,7 @@ Tests on Numpy_folder/test_*.npy, prints the accuracy and writes
 
 import argparse
 import math
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -35,14 +36,7 @@ def main(argv=None):
     options = parse_options(argv)
     model, settings = load_network(options)
     if options.page:
-
-        def read(picture):
-            """The probability of each class that a picture, uint8 (height, width, 3), may show."""
-            answers = dict(
-                zip(settings["columns"], predict(model, resize(picture)[None], options.tta)[0])
-            )
-            return {label: float(answers[label]) for label in settings["classes"]}
-
+        read = partial(read_letter, model, settings, options.tta)
         return show_page(read, settings["classes"], options.page, options.record)
     if options.pictures:
         return read_pictures(model, settings, options)
@@ -204,6 +198,12 @@ def draw_mistakes(path, columns, names, images, expected, probabilities):
 
 
 # ---- pictures ----
+
+
+def read_letter(model, settings, tta, picture):
+    """{class: its probability} of a picture, uint8 (height, width, 3), BGR, for the page."""
+    answers = dict(zip(settings["columns"], predict(model, resize(picture)[None], tta)[0]))
+    return {label: float(answers[label]) for label in settings["classes"]}
 
 
 def read_pictures(model, settings, options):

@@ -115,12 +115,16 @@ def plain(name):
     return name.upper() if len(name) == 1 else name
 
 
+def file_tokens(name):
+    """The parts of a file name: of "me/10_a.jpg" ["10", "A"]."""
+    return [plain(token) for token in TOKEN.findall(name.rpartition("/")[2].split(".")[0])]
+
+
 def name_parts(name):
     """The folders, nearest first, and the parts of a file name: of "me/B/hand1_a.jpg" ["B", "me"]
     and ["hand", "A"]."""
-    *folders, file = map(plain, name.split("/"))
-    parts = [plain(token) for token in TOKEN.findall(file.split(".")[0])]
-    return folders[::-1], [part for part in parts if not part.isdecimal()]
+    folders = list(map(plain, name.split("/")[:-1]))
+    return folders[::-1], [part for part in file_tokens(name) if not part.isdecimal()]
 
 
 def possible_classes(name, classes, others=()):
@@ -195,7 +199,7 @@ def top_folders(listing):
         if label in folders:
             folders.remove(label)  # once: another one may be a person
         path = folders[::-1]
-        tokens = [plain(token) for token in TOKEN.findall(name.rpartition("/")[2].split(".")[0])]
+        tokens = file_tokens(name)
         if label in tokens:
             path += tokens[: tokens.index(label)]
         paths.append(path)

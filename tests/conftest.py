@@ -37,6 +37,14 @@ def script(name, *arguments, **options):
     return subprocess.run(command(name, *arguments), **options)
 
 
+def copy_scripts(folder):
+    """The scripts as a fresh clone has them: without images, arrays and the hand detector."""
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("asl_data/*.py")]:
+        copy = folder / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+
+
 def last_line(name, *arguments):
     """The last line on standard error of a script that must end without a traceback."""
     done = script(name, *arguments)

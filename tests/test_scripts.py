@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import cv2
-from conftest import ROOT, script
+from conftest import ROOT, copy_scripts, script
 
 
 def test_in_order_from_another_folder(drawings, tmp_path):
@@ -13,15 +13,13 @@ def test_in_order_from_another_folder(drawings, tmp_path):
     project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
     elsewhere.mkdir()
     shutil.copytree(drawings, project / "asl_data" / "new")
-    for path in (ROOT / "asl_data").glob("*.py"):
-        shutil.copy(path, project / "asl_data")
+    copy_scripts(project)
     said = {}
     for name, *options in (
         ("preprocess.py",),
         ("training.py", "--epochs", "1", "--batch-size", "8"),
         ("test.py",),
     ):
-        shutil.copy(ROOT / name, project)
         command = [sys.executable, project / name, *options]
         done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=True)
         said[name] = done.stdout.splitlines()

@@ -12,7 +12,7 @@ from contextlib import suppress
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, change_json, command, copy_images, folders, last_line, load
+from conftest import ROOT, change_json, command, copy_images, copy_scripts, folders, last_line, load
 from conftest import load_script, make, run_of, script
 from sklearn.metrics import accuracy_score
 
@@ -352,10 +352,7 @@ def page(trained, tmp_path):
     before = set(glob.glob("/tmp/asl-page-*"))
     with open(tmp_path / "said", "w+") as said:
         record = ("--record", tmp_path / "my_photos")
-        for path in [*ROOT.glob("*.py"), *ROOT.glob("asl_data/*.py")]:  # without the hand detector
-            copy = tmp_path / path.relative_to(ROOT)
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copy(path, copy)
+        copy_scripts(tmp_path)  # without the hand detector
         run = command(tmp_path / "test.py", "--page", port, *record, *folders(trained))
         process = subprocess.Popen(run, stdout=said, stderr=said)
         deadline = time.monotonic() + 120

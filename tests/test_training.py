@@ -215,7 +215,7 @@ def test_curves(tmp_path):
 def small_run(folder, *arguments):
     """A Run in a folder, and a small model for it to save."""
     options = training.parse_options(["--checkpoint", str(folder), *arguments])
-    run = training.Run(options, {"id": "", "classes": [], "columns": [], "find_hand": False})
+    run = training.Run(options, {"id": "", "classes": [], "columns": []})
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     model.compile(loss="mse", optimizer="sgd")
     run.set_model(model)
