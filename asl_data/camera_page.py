@@ -21,6 +21,7 @@ SURE = 0.5  # the least mean probability of a letter that is spelled
 CSS = """
 #camera, #camera .image-container, #square {height: 66vh}
 #camera video {width: 100%; height: 100%; object-fit: contain}
+#camera video, #square svg {transform: scaleX(-1)} /* a mirror; what is read is not mirrored */
 #stage {position: relative}
 #square {position: absolute; width: 100%; pointer-events: none; z-index: 1}
 #square svg {position: absolute; top: 0; left: 0; width: 100%; height: 100%}
