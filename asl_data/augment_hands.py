@@ -92,14 +92,14 @@ def place_hand(middle, side, rng, strength):
 
 def movement(middle, target, scale, rng, strength):
     """The matrix (3, 3) that moves `middle` to `target`, and scales, turns, skews, tilts and
-    sometimes mirrors the picture around that point."""
+    sometimes mirrors the picture around that point. Half show a left hand at full strength."""
     angle, shear = np.radians(rng.uniform(-25, 25)) * strength, rng.uniform(-0.2, 0.2) * strength
     aspect = np.exp(rng.uniform(-0.2, 0.2) * strength)
     turn = np.array([(np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))])
     skew = np.array([(aspect, shear), (0, 1 / aspect)])
     linear = turn @ skew * scale
-    if rng.random() < 0.15 * strength:
-        linear[:, 0] *= -1  # mirror
+    if rng.random() < 0.5 * strength:
+        linear[:, 0] *= -1
     tilt = rng.uniform(-0.0015, 0.0015, 2) * strength * min(scale, 1)  # less if it shrinks
     to_origin = np.array([(1, 0, -middle[0]), (0, 1, -middle[1]), (0, 0, 1)])
     around_origin = np.array([(*linear[0], 0), (*linear[1], 0), (*tilt, 1)])

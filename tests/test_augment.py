@@ -215,6 +215,13 @@ def test_strength(augmentation, still, cut):
     assert far[0] < 20 < 40 < far[1]
 
 
+def test_half_of_the_hands_are_left_hands():
+    rng = np.random.default_rng(0)
+    middle = (SIZE / 2, SIZE / 2)
+    moves = [augment_hands.movement(middle, middle, 1, rng, 1) for _ in range(400)]
+    assert 0.42 < np.mean(np.linalg.det(moves) < 0) < 0.58
+
+
 def test_backgrounds_are_full_of_things(augmentation):
     """Most have more edges than a wall has, in many a hand would be lost."""
     rng = np.random.default_rng(0)
