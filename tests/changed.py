@@ -35,7 +35,8 @@ def place(image, hand, rng, size, behind):
     image, hand = (np.ascontiguousarray(each[EDGE:-EDGE, EDGE:-EDGE]) for each in (image, hand))
     top, bottom, left, right = augment_hands.fist_box(hand)
     scale = size * SIZE / max(right - left, bottom - top)
-    x, y = rng.uniform(*sorted((size * SIZE / 2, SIZE - size * SIZE / 2)), 2)
+    half = size * SIZE / 2
+    x, y = rng.uniform(*sorted((half, SIZE - half)), 2)
     x, y = x - scale * (left + right) / 2, y - scale * (top + bottom) / 2
     move = np.float32([(scale, 0, x), (0, scale, y)])
     how = {"dsize": (SIZE, SIZE), "borderMode": cv2.BORDER_REPLICATE}
