@@ -47,13 +47,13 @@ def augment(image, mask, studio, rng, strength):
     """
     inside = image[EDGE:-EDGE, EDGE:-EDGE]
     # Beyond the border its pixels repeat: a reflection would show a second hand.
-    how = {"flags": cv2.INTER_LINEAR, "borderMode": cv2.BORDER_REPLICATE}
+    border = {"borderMode": cv2.BORDER_REPLICATE}
     if mask is None:
         target = SIZE / 2 + rng.uniform(-0.18, 0.18, 2) * SIZE * strength
         scale = np.exp(rng.uniform(-0.4, 0.6) * strength)
         middle = (SIZE / 2 - EDGE, SIZE / 2 - EDGE)
         move = movement(middle, target, scale, rng, strength)
-        picture = cv2.warpPerspective(inside, move, (SIZE, SIZE), **how)
+        picture = cv2.warpPerspective(inside, move, (SIZE, SIZE), **border)
         return other_camera(picture, studio, rng, strength)
     mask = np.ascontiguousarray(mask[EDGE:-EDGE, EDGE:-EDGE])
     top, bottom, left, right = fist_box(mask)
@@ -62,11 +62,11 @@ def augment(image, mask, studio, rng, strength):
     hand = cv2.cvtColor(inside, cv2.COLOR_BGR2BGRA)
     inner = cv2.erode(mask, None)  # without the edge, whose pixels show the wall too
     cv2.insertChannel(inner * 255, hand, 3)
-    hand = cv2.warpPerspective(hand, move, (SIZE, SIZE), **how)
+    hand = cv2.warpPerspective(hand, move, (SIZE, SIZE), **border)
     if rng.random() < 0.7 * strength:
         palm = move @ ((left + right) / 2, 0.3 * top + 0.7 * bottom, 1)
         bend = studio.bend(palm[:2] / palm[2], rng, strength)
-        hand = cv2.remap(hand, bend, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        hand = cv2.remap(hand, bend, None, cv2.INTER_LINEAR, **border)
     return other_camera(paste(hand, studio, rng, strength), studio, rng, strength)
 
 
@@ -163,63 +163,45 @@ def light_table(light, wanted, tint, max_power):
 
 
 def other_camera(picture, studio, rng, strength):
-    """The picture, uint8 (SIZE, SIZE, 3), as another camera takes it.
-
-    An effect happens when its random number is below its probability; strength scales that.
-    """
+    """The picture, uint8 (SIZE, SIZE, 3), as another camera takes it."""
     gains = np.exp(rng.normal(0, 0.1, 3) * strength)
     table = power_table(np.exp(rng.uniform(-0.4, 0.4) * strength)) * gains
     picture = apply_table(table, picture)
-    for probability, effect in EFFECTS:
-        if rng.random() < probability * strength:
-            picture = effect(picture, studio, rng)
+    if rng.random() < 0.5 * strength:  # light and shadow
+        light = studio.lights[rng.integers(len(studio.lights))]
+        picture = cv2.multiply(picture, light, scale=1 / 128)
+    if rng.random() < 0.3 * strength:  # haze
+        middle, contrast = rng.uniform(30, 225), rng.uniform(0.22, 0.9)
+        picture = apply_table(middle + (np.arange(256) - 128) * contrast, picture)
+    if rng.random() < 0.04 * strength:
+        picture = 255 - picture
+    if rng.random() < 0.15 * strength:
+        picture = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+    if rng.random() < 0.3 * strength:
+        picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.5, 2))
+    if rng.random() < 0.3 * strength:  # fewer pixels
+        side = int(rng.integers(50, 170))
+        small = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
+        picture = cv2.resize(small, (SIZE, SIZE))
+    if rng.random() < 0.5 * strength:
+        noise = studio.noise[rng.integers(len(studio.noise))]
+        picture = cv2.add(picture, np.roll(noise, int(rng.integers(SIZE)), 0), dtype=cv2.CV_8U)
+    if rng.random() < 0.25 * strength:
+        hide_patches(picture, rng)
+    if rng.random() < 0.15 * strength:
+        add_bars(picture, rng)
     return picture
 
 
-def shine(picture, studio, rng):
-    light = studio.lights[rng.integers(len(studio.lights))]
-    return cv2.multiply(picture, light, scale=1 / 128)
-
-
-def haze(picture, studio, rng):
-    return apply_table(
-        rng.uniform(30, 225) + (np.arange(256) - 128) * rng.uniform(0.22, 0.9), picture
-    )
-
-
-def invert(picture, studio, rng):
-    return 255 - picture
-
-
-def remove_color(picture, studio, rng):
-    return cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
-
-
-def blur(picture, studio, rng):
-    return cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.5, 2))
-
-
-def lower_resolution(picture, studio, rng):
-    side = int(rng.integers(50, 170))
-    small = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
-    return cv2.resize(small, (SIZE, SIZE))
-
-
-def add_noise(picture, studio, rng):
-    noise = studio.noise[rng.integers(len(studio.noise))]
-    return cv2.add(picture, np.roll(noise, int(rng.integers(SIZE)), 0), dtype=cv2.CV_8U)
-
-
-def hide_patches(picture, studio, rng):
+def hide_patches(picture, rng):
     for _ in range(rng.integers(1, 4)):
         left, top = rng.integers(-20, SIZE, 2).tolist()
         width, height = rng.integers(8, 60, 2).tolist()
         corner = (left + width, top + height)
         cv2.rectangle(picture, (left, top), corner, pick_color(rng).tolist(), -1)
-    return picture
 
 
-def add_bars(picture, studio, rng):
+def add_bars(picture, rng):
     """Black, white or coloured bars at both sides, or one above."""
     thick, shade = int(rng.integers(4, 50)), rng.random()
     color = pick_color(rng).clip(0, 255) if shade < 0.3 else 255 * (shade > 0.7)
@@ -227,20 +209,6 @@ def add_bars(picture, studio, rng):
         picture[:, :thick] = picture[:, -thick:] = color
     else:
         picture[:thick] = color
-    return picture
-
-
-EFFECTS = (  # in this order; the first number is the probability at full strength
-    (0.5, shine),
-    (0.3, haze),
-    (0.04, invert),
-    (0.15, remove_color),
-    (0.3, blur),
-    (0.3, lower_resolution),
-    (0.5, add_noise),
-    (0.25, hide_patches),
-    (0.15, add_bars),
-)
 
 
 # ---- masks: the hand without its background ----
@@ -255,7 +223,7 @@ def cut_hands(images, letters, names):
     images: uint8 (n, SIZE, SIZE, 3); letters: int (n,); names: their files. The last number in a
     name is the frame's.
     """
-    numbers = [re.findall(r"\d+", name.rpartition("/")[2]) for name in names]
+    numbers = [re.findall(r"\d+", Path(name).stem) for name in names]
     blocks = np.array([(int(each[-1]) - 1) // BLOCK if each else 0 for each in numbers])
     masks = np.zeros((len(images), SIZE * SIZE // 8), np.uint8)
     with ThreadPoolExecutor() as pool:
@@ -265,10 +233,10 @@ def cut_hands(images, letters, names):
                 if background is None:
                     continue
                 cut = partial(cut_hand, background=background)
-                cuts = list(pool.map(cut, (images[row] for row in rows)))
-                found = [row for row, mask in zip(rows, cuts) if mask is not None]
+                cuts = zip(rows, pool.map(cut, (images[row] for row in rows)))
+                found = {row: np.packbits(mask) for row, mask in cuts if mask is not None}
                 if len(found) > 0.2 * len(rows):  # a few may be found by chance
-                    masks[found] = [np.packbits(mask) for mask in cuts if mask is not None]
+                    masks[list(found)] = list(found.values())
     return masks
 
 
@@ -282,8 +250,8 @@ def scenes(images, letters, rows):
         return [rows]
     per_letter = [spread(rows[indices == index], 27) for index in range(len(found))]
     seen = [find_common([sparse(images[row]) for row in some]) for some in per_letter]
-    # What the frames of one letter have in common may show its hand: so the quarter of the
-    # pixels that differs least counts.
+    # What the frames of one letter have in common may show its hand: the 25th percentile of the
+    # pixels ignores it.
     off = [[np.percentile(difference(a, b, measure_gains(a, b)), 25) for a in seen] for b in seen]
     cluster = AgglomerativeClustering(
         n_clusters=None, metric="precomputed", linkage="complete", distance_threshold=9
@@ -300,8 +268,8 @@ def sparse(image):
 def find_background(images, rows):
     """The background of these frames, uint8 (SIZE, SIZE, 3); None if they share none.
 
-    In frames of one place the median brightness hardly changes. Fewer than 27 frames could agree
-    by chance.
+    They share none if there are fewer than 27, or if their median brightness varies. If the
+    camera moves in the same light, `cut_hand` finds none.
     """
     if len(rows) < 27:
         return None
@@ -347,7 +315,8 @@ def cut_hand(image, background):
     if count < 2:
         return None
     mask = (labels == 1 + facts[1:, cv2.CC_STAT_AREA].argmax()).astype(np.uint8)
-    fill_holes(mask, 400)
+    _, parts, facts, _ = cv2.connectedComponentsWithStats(1 - mask, connectivity=4)
+    mask[facts[parts, cv2.CC_STAT_AREA] < 400] = 1  # holes
     if not 0.04 < mask.mean() < 0.6 or not mask[-3:].any():
         return None
     top, _, left, right = fist_box(mask)
@@ -363,12 +332,12 @@ def cut_hand(image, background):
 
 
 def measure_gains(now, known):
-    """How much lighter each channel is than it was, float (3,)."""
+    """The gain of each channel, float (3,): the median of now / known."""
     return np.median(((now + 1.0) / (known + 1.0)).reshape(-1, 3), axis=0)
 
 
 def difference(now, known, gains):
-    """How far an image is from the background in its light, uint8 (height, width).
+    """How far each pixel is from the background with these gains, uint8 (height, width).
 
     The largest difference of a channel counts, or 1.25 times that of red - blue: skin differs in
     it even from a wall that is as light.
@@ -382,14 +351,6 @@ def difference(now, known, gains):
 
 def red_minus_blue(image):
     return cv2.subtract(image[..., 2], image[..., 0], dtype=cv2.CV_16S)
-
-
-def fill_holes(mask, most):
-    """Fill, in place, the holes of a mask that have fewer than `most` pixels."""
-    count, labels, facts, _ = cv2.connectedComponentsWithStats(1 - mask, connectivity=4)
-    for part in range(1, count):
-        if facts[part, cv2.CC_STAT_AREA] < most:
-            mask[labels == part] = 1
 
 
 # ---- the studio: what is drawn once, for all photographs ----
@@ -416,7 +377,7 @@ class Studio:
         closes its fingers around the palm, at (x, y)."""
         bend = self.bends[rng.integers(len(self.bends))]
         x, y = np.clip(palm, 0, SIZE).astype(int)
-        # Its middle comes to the palm.
+        # The part of the field whose middle lies at the palm.
         spread = self.finger_spread[SIZE - y : 2 * SIZE - y, SIZE - x : 2 * SIZE - x]
         return cv2.scaleAdd(spread, rng.uniform(-0.55, 0.5) * strength, bend)
 
@@ -447,7 +408,7 @@ def draw_background(rng):
         background += rng.uniform(5, 50) * smooth(rng, 4, 12)
     things = (draw_clutter, draw_shapes, draw_grid, draw_person, draw_stripes)
     if rng.random() < 0.8:
-        things[rng.choice(5, p=(0.35, 0.15, 0.15, 0.25, 0.1))](background, rng)
+        rng.choice(things, p=(0.35, 0.15, 0.15, 0.25, 0.1))(background, rng)
     if rng.random() < 0.6:
         background *= np.exp(rng.uniform(0.1, 1) * texture(rng))
     if rng.random() < 0.4:
@@ -546,8 +507,8 @@ def draw_stripes(background, rng):
 def draw_light(rng):
     """Light and shadow, uint8 (SIZE, SIZE, 3): 128 leaves a pixel as it is."""
     grey = smooth(rng, 2, 3).mean(axis=2, keepdims=True)
-    light = (128 + 70 * grey + 12 * smooth(rng, 2, 2)).clip(30, 255).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(light, (SIZE, SIZE, 3)))
+    light = (128 + 70 * grey + 12 * smooth(rng, 2, 2)).clip(30, 255)
+    return np.full((SIZE, SIZE, 3), light, np.uint8)
 
 
 def draw_bend(rng):
@@ -576,9 +537,9 @@ def draw_finger_spread():
 
 class Augmentation:
     """The augmented training images of a Numpy_folder: each depends on (seed, epoch, place) and the
-    strength only. First `choose_rows` of an epoch, then ask for an `image` at a place of it.
+    strength only. First `choose_rows` of an epoch, then ask for an `image` at a place there.
 
-    Three of four images show a hand that was cut out, if hands of every letter can be cut out.
+    Three of four images show a hand that was cut out, if more than a tenth of each letter's can be.
     masks: those that `cut_hands` found; None to find them.
     """
 
@@ -605,7 +566,7 @@ class Augmentation:
     def choose_rows(self, epoch):
         """The rows of an epoch, int (n,): each letter as often as the others.
 
-        Of each letter as many hands are cut out, or the background would tell the letter.
+        Of each letter the same share of hands is cut out, or the background would tell the letter.
         """
         rng = np.random.default_rng((self.seed, epoch))
         count, more = divmod(len(self.images), len(self.rows))
@@ -614,7 +575,7 @@ class Augmentation:
             total = count + (index < more)
             cuts = round(self.share * total)
             order += [sample(rng, cut_rows, cuts), sample(rng, rows, total - cuts)]
-            is_cut += [np.ones(cuts, bool), np.zeros(total - cuts, bool)]
+            is_cut.append(np.repeat((True, False), (cuts, total - cuts)))
         shuffled = rng.permutation(len(self.images))
         self.epoch, self.is_cut = epoch, np.concatenate(is_cut)[shuffled]
         self.order = np.concatenate(order)[shuffled]
@@ -656,15 +617,14 @@ class Pool:
     def images(self, epoch, places, strength):
         """The augmented images at these places of an epoch, uint8 (n, SIZE, SIZE, 3)."""
         process = self.idle.get()
-        size, data = len(places) * SIZE * SIZE * 3, b""
-        with suppress(BrokenPipeError):
+        try:
             pickle.dump((epoch, places, strength), process.stdin)
             process.stdin.flush()
-            data = process.stdout.read(size)
-        self.idle.put(process)
-        if len(data) < size:
-            raise RuntimeError("a process that augments images has ended")
-        return np.frombuffer(data, np.uint8).reshape(-1, SIZE, SIZE, 3)
+            return pickle.load(process.stdout)
+        except (BrokenPipeError, EOFError, pickle.UnpicklingError):
+            raise RuntimeError("a process that augments images has ended") from None
+        finally:
+            self.idle.put(process)
 
 
 def serve():
@@ -681,8 +641,8 @@ def serve():
             epoch, places, strength = pickle.load(sys.stdin.buffer)
             if epoch != augmentation.epoch:
                 augmentation.choose_rows(epoch)
-            for place in places:
-                output.write(augmentation.image(place, strength))
+            images = np.stack([augmentation.image(place, strength) for place in places])
+            pickle.dump(images, output)
             output.flush()
 
 
@@ -699,8 +659,7 @@ def draw_sheet(augmentation, strength):
             cv2.rectangle(image, (0, 0), (14 + 16 * len(name), 30), (0, 0, 0), -1)
             cv2.putText(image, name, (7, 24), (255, 255, 255), font, 22, 600)
             sheet.append(image)
-    sheet = np.stack(sheet).reshape(6, 8, SIZE, SIZE, 3).swapaxes(1, 2)
-    return sheet.reshape(6 * SIZE, 8 * SIZE, 3)
+    return np.vstack([np.hstack(sheet[i : i + 8]) for i in range(0, 48, 8)])
 
 
 def main(argv=None):
