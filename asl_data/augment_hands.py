@@ -46,28 +46,42 @@ def augment(image, mask, studio, rng, strength):
     gets a grey background), to 1. Returns uint8 (SIZE, SIZE, 3).
     """
     inside = image[EDGE:-EDGE, EDGE:-EDGE]
-    # Beyond the border its pixels repeat: a reflection would show a second hand.
-    border = {"borderMode": cv2.BORDER_REPLICATE}
     if mask is None:
-        target = SIZE / 2 + rng.uniform(-0.18, 0.18, 2) * SIZE * strength
-        scale = np.exp(rng.uniform(-0.4, 0.6) * strength)
-        middle = (SIZE / 2 - EDGE, SIZE / 2 - EDGE)
-        move = movement(middle, target, scale, rng, strength)
-        picture = cv2.warpPerspective(inside, move, (SIZE, SIZE), **border)
-        return other_camera(picture, studio, rng, strength)
-    mask = np.ascontiguousarray(mask[EDGE:-EDGE, EDGE:-EDGE])
+        picture = move_photograph(inside, rng, strength)
+    else:
+        hand = move_hand(inside, mask[EDGE:-EDGE, EDGE:-EDGE], studio, rng, strength)
+        picture = paste(hand, studio, rng, strength)
+    return other_camera(picture, studio, rng, strength)
+
+
+# Beyond the border its pixels repeat: a reflection would show a second hand.
+BORDER = {"borderMode": cv2.BORDER_REPLICATE}
+
+
+def move_photograph(picture, rng, strength):
+    """The whole photograph, uint8 (SIZE, SIZE, 3), at another place and of another size."""
+    target = SIZE / 2 + rng.uniform(-0.18, 0.18, 2) * SIZE * strength
+    scale = np.exp(rng.uniform(-0.4, 0.6) * strength)
+    middle = (SIZE / 2 - EDGE, SIZE / 2 - EDGE)
+    move = movement(middle, target, scale, rng, strength)
+    return cv2.warpPerspective(picture, move, (SIZE, SIZE), **BORDER)
+
+
+def move_hand(picture, mask, studio, rng, strength):
+    """The hand at another place, of another size and sometimes bent: uint8 (SIZE, SIZE, 4) of blue,
+    green, red, mask."""
     top, bottom, left, right = fist_box(mask)
     middle, side = ((left + right) / 2, (top + bottom) / 2), max(right - left, bottom - top)
     move = movement(middle, *place_hand(middle, side, rng, strength), rng, strength)
-    hand = cv2.cvtColor(inside, cv2.COLOR_BGR2BGRA)
+    hand = cv2.cvtColor(picture, cv2.COLOR_BGR2BGRA)
     inner = cv2.erode(mask, None)  # without the edge, whose pixels show the wall too
     cv2.insertChannel(inner * 255, hand, 3)
-    hand = cv2.warpPerspective(hand, move, (SIZE, SIZE), **border)
+    hand = cv2.warpPerspective(hand, move, (SIZE, SIZE), **BORDER)
     if rng.random() < 0.7 * strength:
         palm = move @ ((left + right) / 2, 0.3 * top + 0.7 * bottom, 1)
         bend = studio.bend(palm[:2] / palm[2], rng, strength)
-        hand = cv2.remap(hand, bend, None, cv2.INTER_LINEAR, **border)
-    return other_camera(paste(hand, studio, rng, strength), studio, rng, strength)
+        hand = cv2.remap(hand, bend, None, cv2.INTER_LINEAR, **BORDER)
+    return hand
 
 
 def fist_box(mask):
@@ -305,11 +319,11 @@ def cut_hand(image, background):
     The hand must be whole, come from below, and stand before a light wall.
     """
     now, known = image[EDGE:-EDGE, EDGE:-EDGE], background[EDGE:-EDGE, EDGE:-EDGE]
-    some, of_these = sparse(image), sparse(background)
-    near = difference(some, of_these, measure_gains(some, of_these)) < 40  # the wall alone
-    if near.mean() < 0.3:
+    small, small_known = sparse(image), sparse(background)
+    is_wall = difference(small, small_known, measure_gains(small, small_known)) < 40
+    if is_wall.mean() < 0.3:
         return None
-    off = difference(now, known, measure_gains(some[near], of_these[near]))
+    off = difference(now, known, measure_gains(small[is_wall], small_known[is_wall]))
     differs = cv2.morphologyEx((off > 24).view(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3)))
     count, labels, facts, _ = cv2.connectedComponentsWithStats(differs)
     if count < 2:
@@ -323,10 +337,10 @@ def cut_hand(image, background):
     if not (top > 1 and left > 1 and right < len(mask) - 1):
         return None  # a part of it is not in the picture
     light = cv2.cvtColor(known, cv2.COLOR_BGR2GRAY)
-    blind = light < 95
+    unclear = light < 95
     if brightness(now, mask) > 130:  # a light hand is not seen in a window
-        blind |= light > 245
-    if cv2.countNonZero(cv2.dilate(mask, np.ones((7, 7))) & blind) > 0.01 * mask.sum():
+        unclear |= light > 245
+    if cv2.countNonZero(cv2.dilate(mask, np.ones((7, 7))) & unclear) > 0.01 * mask.sum():
         return None  # before a dark beam or in a window, where its edge is not seen
     return np.pad(mask, EDGE)
 
