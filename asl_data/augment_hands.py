@@ -97,10 +97,10 @@ def fist_box(mask):
 
 def place_hand(middle, side, rng, strength):
     """(target, scale) of a hand of another size at another place."""
-    wanted = SIZE * np.exp(rng.uniform(np.log(0.25), np.log(1.1)))
+    wanted = SIZE * np.exp(rng.uniform(np.log(0.25), np.log(1.4)))
     scale = (wanted / side) ** strength
-    half = min(0.45 * side * scale, SIZE / 2)
-    place = rng.uniform(half, SIZE - half, 2) + rng.normal(0, 6, 2)
+    room = abs(SIZE - 0.9 * side * scale) / 2  # to both sides; a large hand is cut off
+    place = SIZE / 2 + rng.uniform(-room, room, 2) + rng.normal(0, 6, 2)
     return place * strength + (np.array(middle) + EDGE) * (1 - strength), scale
 
 

@@ -222,6 +222,13 @@ def test_half_of_the_hands_are_left_hands():
     assert 0.42 < np.mean(np.linalg.det(moves) < 0) < 0.58
 
 
+def test_large_hands_are_cut_off():
+    rng, side = np.random.default_rng(0), 100
+    places = [augment_hands.place_hand((112, 112), side, rng, 1) for _ in range(400)]
+    outside = [np.abs(target - 112).max() + scale * side / 2 - 112 for target, scale in places]
+    assert 0.08 < np.mean(np.array(outside) > 0.15 * SIZE) < 0.3
+
+
 def test_backgrounds_are_full_of_things(augmentation):
     """Most have more edges than a wall has, in many a hand would be lost."""
     rng = np.random.default_rng(0)
