@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run it as 
 from preprocess import HERE, IMAGE_SIZE as SIZE, load_dataset, load_split, run_main
 
 EDGE = 5  # pixels cut off at each side: the Kaggle frames have a blue border there
+BORDER = cv2.BORDER_REPLICATE  # of a moved picture: a reflection would show a second hand
 SKIN = np.array((-0.15, -0.03, 0.15))  # logarithms that turn grey into skin: less blue, more red
 
 
@@ -54,17 +55,13 @@ def augment(image, mask, studio, rng, strength):
     return other_camera(picture, studio, rng, strength)
 
 
-# Beyond the border its pixels repeat: a reflection would show a second hand.
-BORDER = {"borderMode": cv2.BORDER_REPLICATE}
-
-
 def move_photograph(picture, rng, strength):
     """The whole photograph, uint8 (SIZE, SIZE, 3), at another place and of another size."""
     target = SIZE / 2 + rng.uniform(-0.18, 0.18, 2) * SIZE * strength
     scale = np.exp(rng.uniform(-0.4, 0.6) * strength)
     middle = (SIZE / 2 - EDGE, SIZE / 2 - EDGE)
     move = movement(middle, target, scale, rng, strength)
-    return cv2.warpPerspective(picture, move, (SIZE, SIZE), **BORDER)
+    return cv2.warpPerspective(picture, move, (SIZE, SIZE), borderMode=BORDER)
 
 
 def move_hand(picture, mask, studio, rng, strength):
@@ -76,11 +73,11 @@ def move_hand(picture, mask, studio, rng, strength):
     hand = cv2.cvtColor(picture, cv2.COLOR_BGR2BGRA)
     inner = cv2.erode(mask, None)  # without the edge, whose pixels show the wall too
     cv2.insertChannel(inner * 255, hand, 3)
-    hand = cv2.warpPerspective(hand, move, (SIZE, SIZE), **BORDER)
+    hand = cv2.warpPerspective(hand, move, (SIZE, SIZE), borderMode=BORDER)
     if rng.random() < 0.7 * strength:
         palm = move @ ((left + right) / 2, 0.3 * top + 0.7 * bottom, 1)
         bend = studio.bend(palm[:2] / palm[2], rng, strength)
-        hand = cv2.remap(hand, bend, None, cv2.INTER_LINEAR, **BORDER)
+        hand = cv2.remap(hand, bend, None, cv2.INTER_LINEAR, borderMode=BORDER)
     return hand
 
 

@@ -35,8 +35,8 @@ def place(image, hand, rng, size, behind):
     image, hand = (np.ascontiguousarray(each[EDGE:-EDGE, EDGE:-EDGE]) for each in (image, hand))
     top, bottom, left, right = augment_hands.fist_box(hand)
     scale = size * SIZE / max(right - left, bottom - top)
-    half = size * SIZE / 2
-    x, y = rng.uniform(*sorted((half, SIZE - half)), 2)
+    room = abs(1 - size) * SIZE / 2  # to both sides; a large hand is cut off
+    x, y = SIZE / 2 + rng.uniform(-room, room, 2)
     x, y = x - scale * (left + right) / 2, y - scale * (top + bottom) / 2
     move = np.float32([(scale, 0, x), (0, scale, y)])
     how = {"dsize": (SIZE, SIZE), "borderMode": cv2.BORDER_REPLICATE}
@@ -125,7 +125,7 @@ def changes():
         "the thumb drawn out": thumb,
     }
     for what, draw in behind.items():
-        for size in (1.3, 0.9, 0.7, 0.5, 0.35):  # the first is cut off
+        for size in (1.3, 0.9, 0.7, 0.5, 0.35):
             name = f"{size} of the picture before {what}"
             found[name] = partial(place, size=size, behind=draw)
     return found

@@ -223,9 +223,9 @@ def test_half_of_the_hands_are_left_hands():
 
 
 def test_large_hands_are_cut_off():
-    rng, side = np.random.default_rng(0), 100
-    places = [augment_hands.place_hand((112, 112), side, rng, 1) for _ in range(400)]
-    outside = [np.abs(target - 112).max() + scale * side / 2 - 112 for target, scale in places]
+    rng, half = np.random.default_rng(0), SIZE / 2
+    places = [augment_hands.place_hand((half, half), 100, rng, 1) for _ in range(400)]
+    outside = [np.abs(target - half).max() + 50 * scale - half for target, scale in places]
     assert 0.08 < np.mean(np.array(outside) > 0.15 * SIZE) < 0.3
 
 
