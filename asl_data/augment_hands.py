@@ -7,8 +7,8 @@ Numpy_folder/augmented.jpg, 48 augmented training images. You should be able to 
     python asl_data/augment_hands.py --numpy-folder my_arrays --strength 0.3 --seed 1
 
 If a camera stood still, its frames together show the whole background. So the hand can be cut out
-(`cut_hands`) and put in front of a drawn background (`draw_background`). Other photographs are
-augmented as a whole.
+(`cut_hands`) and put in front of a drawn background (`draw_background`). The other photographs,
+and a quarter of all images, are augmented as a whole.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def augment(image, mask, studio, rng, strength):
 
 
 def move_photograph(picture, rng, strength):
-    """The whole photograph, uint8 (SIZE, SIZE, 3), at another place and of another size."""
+    """The whole photograph at another place and of another size: uint8 (SIZE, SIZE, 3)."""
     target = SIZE / 2 + rng.uniform(-0.18, 0.18, 2) * SIZE * strength
     scale = np.exp(rng.uniform(-0.4, 0.6) * strength)
     middle = (SIZE / 2 - EDGE, SIZE / 2 - EDGE)
@@ -96,14 +96,14 @@ def place_hand(middle, side, rng, strength):
     """(target, scale) of a hand of another size at another place."""
     wanted = SIZE * np.exp(rng.uniform(np.log(0.25), np.log(1.4)))
     scale = (wanted / side) ** strength
-    room = abs(SIZE - 0.9 * side * scale) / 2  # to both sides; a large hand is cut off
+    room = abs(SIZE - 0.9 * side * scale) / 2  # beside the hand, or what is cut off of a large one
     place = SIZE / 2 + rng.uniform(-room, room, 2) + rng.normal(0, 6, 2)
     return place * strength + (np.array(middle) + EDGE) * (1 - strength), scale
 
 
 def movement(middle, target, scale, rng, strength):
     """The matrix (3, 3) that moves `middle` to `target`, and scales, turns, skews, tilts and
-    sometimes mirrors the picture around that point. Half show a left hand at full strength."""
+    sometimes mirrors the picture around that point. At full strength, half are mirrored."""
     angle, shear = np.radians(rng.uniform(-25, 25)) * strength, rng.uniform(-0.2, 0.2) * strength
     aspect = np.exp(rng.uniform(-0.2, 0.2) * strength)
     turn = np.array([(np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))])
@@ -152,7 +152,7 @@ def brightness(picture, mask=None):
 
 
 def apply_table(table, picture):
-    """The picture with each value replaced by that of a table, float (256,) or (256, 3)."""
+    """The picture with each value replaced by that of a table, float (256,), (256, 1 or 3)."""
     return cv2.LUT(picture, np.reshape(table, (1, 256, -1)).clip(0, 255).astype(np.uint8))
 
 
@@ -164,7 +164,7 @@ def power_table(power):
 def light_table(light, wanted, tint, max_power):
     """The table, float (256, 3), that makes `light` as bright as `wanted`: a gamma curve, then a
     gain where that leaves it too bright. tint: float (3,), the logarithm of more gain of each
-    channel."""
+    channel. max_power: of the gamma curve; a larger one hides the fingers of a dark hand."""
     light, wanted = (min(max(value / 255, 0.02), 0.98) for value in (light, wanted))
     power = min(max(np.log(wanted) / np.log(light), 0.35), max_power)
     return power_table(power) * min(1, wanted / light**power) * np.exp(tint)
@@ -232,7 +232,7 @@ def cut_hands(images, letters, names):
     """The mask of each image, uint8 (n, SIZE * SIZE / 8) of packed bits, all 0 where none is found.
 
     images: uint8 (n, SIZE, SIZE, 3); letters: int (n,); names: their files. The last number in a
-    name is the frame's.
+    name is the frame's; folders do not count.
     """
     numbers = [re.findall(r"\d+", Path(name).stem) for name in names]
     blocks = np.array([(int(each[-1]) - 1) // BLOCK if each else 0 for each in numbers])
@@ -279,15 +279,15 @@ def sparse(image):
 def find_background(images, rows):
     """The background of these frames, uint8 (SIZE, SIZE, 3); None if they share none.
 
-    They share none if there are fewer than 27, or if their median brightness varies. If the
-    camera moves in the same light, `cut_hand` finds none.
+    They share none if there are fewer than 27, or if their brightness beside the background's
+    varies. A camera that moves in the same light is not noticed here: `cut_hand` finds no hand.
     """
     if len(rows) < 27:
         return None
-    frames = spread(rows, 81)
-    background = find_common(images[frames])
+    some = spread(rows, 81)
+    background = find_common(images[some])
     known = sparse(background) + 1.0
-    light = np.log([np.median((sparse(images[row]) + 1.0) / known) for row in frames])
+    light = np.log([np.median((sparse(images[row]) + 1.0) / known) for row in some])
     return background if np.median(np.abs(light - np.median(light))) < 0.15 else None
 
 
@@ -317,6 +317,7 @@ def cut_hand(image, background):
     """
     now, known = image[EDGE:-EDGE, EDGE:-EDGE], background[EDGE:-EDGE, EDGE:-EDGE]
     small, small_known = sparse(image), sparse(background)
+    # The light is measured twice: with the hand, to find the wall, then on the wall alone.
     is_wall = difference(small, small_known, measure_gains(small, small_known)) < 40
     if is_wall.mean() < 0.3:
         return None
@@ -389,8 +390,8 @@ class Studio:
         bend = self.bends[rng.integers(len(self.bends))]
         x, y = np.clip(palm, 0, SIZE).astype(int)
         # The part of the field whose middle lies at the palm.
-        spread = self.finger_spread[SIZE - y : 2 * SIZE - y, SIZE - x : 2 * SIZE - x]
-        return cv2.scaleAdd(spread, rng.uniform(-0.55, 0.5) * strength, bend)
+        offsets = self.finger_spread[SIZE - y : 2 * SIZE - y, SIZE - x : 2 * SIZE - x]
+        return cv2.scaleAdd(offsets, rng.uniform(-0.55, 0.5) * strength, bend)
 
     def background(self, rng):
         """A background, uint8 (SIZE, SIZE, 3), seldom the same twice: a part of a drawn one. Half
@@ -559,16 +560,17 @@ class Augmentation:
         self.images, labels = load_split(folder, "train", dataset)
         self.folder, self.seed, self.id, self.epoch = folder, seed, dataset["id"], None
         self.columns, self.letters = dataset["columns"], labels.argmax(axis=1)
-        self.masks = masks
-        if masks is None:
-            self.masks = cut_hands(self.images, self.letters, dataset["rows"]["train"])
-            print(f"{self.masks.any(axis=1).sum():,} of {len(labels):,} hands can be cut out")
+        names = dataset["rows"]["train"]
+        self.masks = cut_hands(self.images, self.letters, names) if masks is None else masks
         found = self.masks.any(axis=1)
-        self.rows = [np.flatnonzero(self.letters == letter) for letter in np.unique(self.letters)]
-        self.cut_rows = [rows[found[rows]] for rows in self.rows]
-        self.share = 0.75 if min(found[rows].mean() for rows in self.rows) > 0.1 else 0
-        if masks is None and not self.share:
-            print("less than a tenth of one letter: so all photographs keep their background")
+        letters = np.unique(self.letters)
+        self.letter_rows = [np.flatnonzero(self.letters == letter) for letter in letters]
+        self.cut_rows = [rows[found[rows]] for rows in self.letter_rows]
+        self.share = 0.75 if min(found[rows].mean() for rows in self.letter_rows) > 0.1 else 0
+        if masks is None:
+            print(f"{found.sum():,} of {len(found):,} hands can be cut out")
+            if not self.share:
+                print("less than a tenth of one letter: so all photographs keep their background")
 
     @cached_property
     def studio(self):
@@ -580,9 +582,9 @@ class Augmentation:
         Of each letter the same share of hands is cut out, or the background would tell the letter.
         """
         rng = np.random.default_rng((self.seed, epoch))
-        count, more = divmod(len(self.images), len(self.rows))
+        count, more = divmod(len(self.images), len(self.letter_rows))
         order, is_cut = [], []
-        for index, (rows, cut_rows) in enumerate(zip(self.rows, self.cut_rows)):
+        for index, (rows, cut_rows) in enumerate(zip(self.letter_rows, self.cut_rows)):
             total = count + (index < more)
             cuts = round(self.share * total)
             order += [sample(rng, cut_rows, cuts), sample(rng, rows, total - cuts)]
@@ -603,8 +605,10 @@ class Augmentation:
 
 def sample(rng, rows, count):
     """`count` of the rows, at random, each as often as the others."""
-    times = math.ceil(count / max(1, len(rows)))
-    return np.concatenate([rows[:0], *(rng.permutation(rows) for _ in range(times))])[:count]
+    if not count:
+        return rows[:0]
+    times = math.ceil(count / len(rows))
+    return np.concatenate([rng.permutation(rows) for _ in range(times)])[:count]
 
 
 class Pool:
@@ -617,19 +621,17 @@ class Pool:
         self.idle, self.temporary = SimpleQueue(), TemporaryDirectory(prefix="asl-masks-")
         path = Path(self.temporary.name) / "masks.npy"  # which all processes map
         np.save(path, augmentation.masks)
+        self.facts = (augmentation.folder, augmentation.id, augmentation.seed, path)
         command = [sys.executable, __file__, "--serve"]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        for _ in range(count):
-            process = subprocess.Popen(command, **pipes, start_new_session=True)  # without Ctrl-C
-            facts = (augmentation.folder, augmentation.id, augmentation.seed, path)
-            pickle.dump(facts, process.stdin)
-            self.idle.put(process)
+        for _ in range(count):  # in a new session, so Ctrl-C does not reach them
+            self.idle.put(subprocess.Popen(command, **pipes, start_new_session=True))
 
     def images(self, epoch, places, strength):
         """The augmented images at these places of an epoch, uint8 (n, SIZE, SIZE, 3)."""
         process = self.idle.get()
         try:
-            pickle.dump((epoch, places, strength), process.stdin)
+            pickle.dump((self.facts, epoch, places, strength), process.stdin)
             process.stdin.flush()
             return pickle.load(process.stdout)
         except (BrokenPipeError, EOFError, pickle.UnpicklingError):
@@ -643,13 +645,15 @@ def serve():
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what OpenCV prints must not mix with the images
     cv2.setNumThreads(1)  # each core has a process
-    folder, its_id, seed, path = pickle.load(sys.stdin.buffer)
-    augmentation = Augmentation(folder, seed, np.load(path, mmap_mode="r"))
-    if augmentation.id != its_id:
-        sys.exit(f"{folder} has changed since the training began")
+    augmentation = None
     with suppress(EOFError, BrokenPipeError):
         while True:
-            epoch, places, strength = pickle.load(sys.stdin.buffer)
+            facts, epoch, places, strength = pickle.load(sys.stdin.buffer)
+            if augmentation is None:  # at the first batch: the training may end before
+                folder, its_id, seed, path = facts
+                augmentation = Augmentation(folder, seed, np.load(path, mmap_mode="r"))
+                if augmentation.id != its_id:
+                    sys.exit(f"{folder} has changed since the training began")
             if epoch != augmentation.epoch:
                 augmentation.choose_rows(epoch)
             images = np.stack([augmentation.image(place, strength) for place in places])

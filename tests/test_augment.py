@@ -10,7 +10,7 @@ import time
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED, folders, load_script, script, wait_until
+from conftest import ROOT, SHARED, folders, last_line, load_script, script, wait_until
 
 import preprocess
 from asl_data import augment_hands, find_images
@@ -340,6 +340,13 @@ def test_processes_end_together(small_dataset, tmp_path, start, killed):
         assert "Traceback" not in text and "Error" not in text
     else:
         assert process.returncode == 1 and "a process that augments images has ended" in text
+
+
+def test_training_ends_before_the_first_batch(small_dataset, tmp_path):
+    """Its processes wait for a batch, and then say nothing after the error."""
+    options = ("--numpy-folder", small_dataset, *folders(tmp_path), "--augment")
+    line = last_line("training.py", *options, "--start-from", tmp_path / "none.h5")
+    assert "none.h5 is not among the weights" in line
 
 
 def children(number):
