@@ -7,7 +7,7 @@ Tests on Numpy_folder/test_*.npy, prints the accuracy and writes
     Weights_Full/mistakes.jpg     the wrong answers, the highest probability first
 
     python test.py
-    python test.py hand.jpg my_test/      # name the letter of each picture
+    python test.py hand.jpg my_test/      # print the letter of each picture
     python test.py --page                 # show a page that reads a camera
 """
 
@@ -64,7 +64,7 @@ def parse_options(argv):
     add("--page", nargs="?", const=7860, type=int, metavar="PORT", help=about)
     about = "with --page: keep the pictures that you record there in DIR (default: keep none)"
     add("--record", type=Path, metavar="DIR", help=about)
-    about = "cut the hand out of each picture (default: as preprocess.py did for the training)"
+    about = "with PICTURE: cut its hand out (default: as preprocess.py did for the training)"
     add("--find-hand", action=argparse.BooleanOptionalAction, help=about)
     about = "test-time augmentation: the mean of seven views of each image (default: one view)"
     add("--tta", action="store_true", help=about)
@@ -99,7 +99,7 @@ def load_network(options):
     settings = settings_beside(weights)
     scaled, outputs = isinstance(model.layers[0], Rescaling), model.output_shape[-1]
     if not scaled or outputs != len(settings["columns"]):
-        raise UserError(f"model.json is not the network of {path}: run training.py --fresh")
+        raise UserError(f"model.json is not the network of {weights}: run training.py --fresh")
     load_weights(model, weights)
     print(f"weights {weights}")
     return model, settings

@@ -14,7 +14,7 @@ import numpy as np
 from asl_data.find_hand import DETECTOR, cut_out, find_hand, middle_square
 from asl_data.find_images import UserError
 
-MEAN = 0.7  # seconds of frames that the shown letter is the mean of
+WINDOW = 0.7  # seconds of frames that the shown letter is the mean of
 HOLD = 1.0  # seconds that a letter must stay to be spelled
 SURE = 0.5  # the least mean probability of a letter that is spelled
 
@@ -58,19 +58,20 @@ class Speller:
 
     def __init__(self):
         self.text = ""
-        self.frames = []  # (time, probabilities) of the last MEAN seconds
+        self.frames = []  # (time, probabilities) of the last WINDOW seconds
         self.letter, self.since = None, 0  # the letter now, and when it came
         self.added = None  # the square where it was added
 
     def see(self, now, square, probabilities):
         """Add a frame, and perhaps a letter to the text. Return the mean {letter: probability} of
-        the last MEAN seconds, None if they show no hand.
+        the last WINDOW seconds, None if they show no hand.
 
-        now: seconds; square: (left, top, side), None without a hand; probabilities: of its letters.
+        now: seconds; square: (left, top, side), None without a hand; probabilities: a dict of
+        them, None without a hand.
         """
         if square:
             self.frames.append((now, probabilities))
-        self.frames = [frame for frame in self.frames if now - frame[0] < MEAN]
+        self.frames = [frame for frame in self.frames if now - frame[0] < WINDOW]
         if not self.frames:
             self.letter = None
             return None
@@ -78,7 +79,7 @@ class Speller:
         mean = {letter: sum(each[letter] for each in seen) / len(seen) for letter in seen[0]}
         letter = max(mean, key=mean.get)
         if mean[letter] < SURE:
-            self.since = now
+            self.since = now  # the second begins again
         elif letter != self.letter or (square and self.added and far(square, self.added)):
             self.letter, self.since, self.added = letter, now, None
         elif square and not self.added and now - self.since >= HOLD:
@@ -116,12 +117,10 @@ def draw_square(picture, square):
 
 
 def record(folder, letter, picture):
-    """Write a picture as A_1.jpg, A_2.jpg ...; return how many there are of its letter."""
+    """Write a picture as A_1.jpg, A_2.jpg ...; return how many there are, as a text."""
     number = 1 + len(list(folder.glob(f"{letter}_*.jpg")))
     while (path := folder / f"{letter}_{number}.jpg").exists():
         number += 1
-    if len(picture) < 224:
-        picture = cv2.resize(picture, (224, 224))
     cv2.imwrite(str(path), picture)
     return f"{letter}: {len(list(folder.glob(f'{letter}_*.jpg')))} pictures"
 
@@ -132,23 +131,22 @@ def show_page(read, classes, port, folder=None):
     read: a function that gives the {letter: probability} of a square picture, uint8 (side, side,
     3), BGR; classes: the letters that it knows; folder: of the pictures that are recorded.
     """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads this when it is imported
     try:
         import gradio
-    except ImportError:
+    except ModuleNotFoundError:
         raise UserError("--page needs Gradio: pip install gradio==6.31.0") from None
     # `kill`, or a closed terminal, then ends the `with` below as Ctrl-C does.
-    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):
-        signal.signal(getattr(signal, name), signal.default_int_handler)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="asl-page-") as temporary:
-        os.environ["GRADIO_TEMP_DIR"] = temporary
+        os.environ |= {"GRADIO_TEMP_DIR": temporary, "GRADIO_ANALYTICS_ENABLED": "False"}
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
         page = make_page(gradio, read, classes, folder)
-        where = {"server_name": "127.0.0.1", "server_port": port, "share": False}
         how = {"footer_links": [], "css": CSS, "quiet": True, "prevent_thread_lock": True}
         try:
-            page.launch(**where, **how)
+            page.launch(server_name="127.0.0.1", server_port=port, share=False, **how)
         except OSError:
             raise UserError(f"port {port} is in use: give another by --page PORT") from None
         print(f"open http://127.0.0.1:{port}; Ctrl-C ends the page")
@@ -157,31 +155,36 @@ def show_page(read, classes, port, folder=None):
 
 def make_page(gradio, read, classes, folder):
     def look(picture):
-        """(the picture, BGR; the square of the hand, or None)"""
-        picture = np.ascontiguousarray(picture[:, :, ::-1])
-        return picture, find_hand(picture) if DETECTOR.exists() else middle_square(picture)
+        """(picture, BGR; square of the hand, None without one; the part of the picture to read)
 
-    def watch(picture, speller, letter, holding, whole):
+        That part is the middle where no hand is found: the detector misses close-ups and fists.
+        """
+        picture = np.ascontiguousarray(picture[:, :, ::-1])
+        middle = middle_square(picture)
+        square = find_hand(picture) if DETECTOR.exists() else middle
+        return picture, square, cut_out(picture, square or middle)
+
+    def watch(picture, speller, label, holding, whole):
         """What the page shows of a frame: square, letter, text, number of pictures recorded."""
         if picture is None:
             return "", None, speller.text, gradio.skip()
-        picture, square = look(picture)
-        probabilities = read(cut_out(picture, square)) if square else None
-        if not holding:
-            mean, recorded = speller.see(time.monotonic(), square, probabilities), gradio.skip()
-        else:  # record, and do not spell
+        picture, square, hand = look(picture)
+        probabilities = read(hand) if square else None
+        if holding:  # record, and do not spell
             mean = probabilities
-            hand = cut_out(picture, square or middle_square(picture))
-            recorded = record(folder, letter, picture if whole else hand)
+            recorded = record(folder, label, picture if whole else hand)
+        else:
+            mean = speller.see(time.monotonic(), square, probabilities)
+            recorded = gradio.skip()
         return draw_square(picture, square) if square else "", mean or "–", speller.text, recorded
 
     def read_photograph(picture):
         if picture is None:
             return None, None
-        picture, square = look(picture)
-        hand = cut_out(picture, square or middle_square(picture))  # it may be a close-up
+        _, _, hand = look(picture)
         return cv2.resize(hand, (224, 224))[:, :, ::-1], read(hand)
 
+    # delete_cache: each minute, delete the files that are older than a minute.
     with gradio.Blocks(title="ASL letters", delete_cache=(60, 60), fill_width=True) as page:
         speller = gradio.State(Speller())  # each visitor gets a copy
         if not DETECTOR.exists():
@@ -200,10 +203,10 @@ def make_page(gradio, read, classes, folder):
                     )
                     square = gradio.HTML(elem_id="square")
                 with gradio.Column(scale=1):
-                    letters = gradio.Label(num_top_classes=3, show_label=False, elem_id="letter")
+                    answers = gradio.Label(num_top_classes=3, show_label=False, elem_id="letter")
             with gradio.Row():
                 text = gradio.Textbox(
-                    label=f"hold a letter for {HOLD:.0f} second: {' '.join(classes)}",
+                    label=f"hold a letter for {HOLD:g} s: {' '.join(classes)}",
                     interactive=False,
                     elem_id="text",
                     scale=4,
@@ -212,7 +215,7 @@ def make_page(gradio, read, classes, folder):
                     gradio.Button(name, min_width=80) for name in ("space", "backspace", "clear")
                 ]
             with gradio.Row(visible=bool(folder)):
-                letter = gradio.Radio(classes, value=classes[0], label="record", scale=3)
+                label = gradio.Radio(classes, value=classes[0], label="record", scale=3)
                 whole = gradio.Checkbox(label="whole pictures, for --find-hand")
                 recorded = gradio.Textbox(show_label=False, interactive=False)
                 gradio.Button("hold to record", elem_id="record", variant="primary")
@@ -223,11 +226,11 @@ def make_page(gradio, read, classes, folder):
                 with gradio.Column():
                     answer = gradio.Label(num_top_classes=3, show_label=False)
                     seen = gradio.Image(label="what the network sees", height=224, buttons=[])
-        inputs = [camera, speller, letter, holding, whole]
+        inputs = [camera, speller, label, holding, whole]
         camera.stream(
             watch,
             inputs,
-            [square, letters, text, recorded],
+            [square, answers, text, recorded],
             show_progress="hidden",
             stream_every=0.1,
             concurrency_limit=None,  # several visitors

@@ -26,9 +26,9 @@ from asl_data.find_images import ASL_DATA, Images, UserError
 
 DETECTOR = ASL_DATA / "palm_detection_full.tflite"
 SHA256 = "1b14e9422c6ad006cde6581a46c8b90dd573c07ab7f3934b5589e7cea3f89a54"
-PACKAGE = "mediapipe==0.10.21"  # the last with the detector in it; it would want numpy 1 itself
+PACKAGE = "mediapipe==0.10.21"  # the last with the detector in it; installed, it would need numpy 1
 INPUT = 192  # pixels, the side of the detector's input
-FACTOR = 2.6  # sides of the square and of the palm: the square then holds the whole hand
+FACTOR = 2.6  # side of the square / side of the palm: the square then holds the hand
 LOCK = Lock()  # the detector answers one thread at a time
 
 
@@ -50,16 +50,17 @@ def find_hand(image):
     best = scores.argmax()
     if scores.flat[best] < 0:  # a logit: a probability below 0.5
         return None
-    # Of the palm the middle and the size, then the wrist, ..., the root of the middle finger.
-    middle, size, wrist, _, finger = boxes[0, best, :10].reshape(5, 2)
-    middle = places()[best] + middle
+    # Centre and size of the palm, then the wrist, the index finger, the root of the middle finger.
+    centre, size, wrist, _, finger = boxes[0, best, :10].reshape(5, 2)
+    centre = anchors()[best] + centre
     palm = size.max()
     side = FACTOR * palm / scale
-    if side < 64 or FACTOR * palm < INPUT / 5:  # of so few pixels, finger tips look like hands
+    # Of so few pixels of the picture, or of the detector's input, finger tips look like hands.
+    if side < 64 or FACTOR * palm < INPUT / 5:
         return None
     side = min(side, height, width)
     fingers = (finger - wrist) / max(np.linalg.norm(finger - wrist), 1e-6)  # the direction to them
-    x, y = (middle + fingers * palm / 2 - (x0, y0)) / scale - side / 2
+    x, y = (centre + fingers * palm / 2 - (x0, y0)) / scale - side / 2
     left, top = min(max(x, 0), width - side), min(max(y, 0), height - side)
     return int(left), int(top), int(side)
 
@@ -73,13 +74,13 @@ def detector():
 
 
 @cache
-def places():
-    """The point that each box of the detector starts from, float (2016, 2): two boxes at each of
+def anchors():
+    """Centres of the detector's anchors in its input, float (2016, 2), pixels: two at each of
     24x24 places, then six at each of 12x12."""
     grids = []
-    for cells, boxes in ((24, 2), (12, 6)):
+    for cells, each in ((24, 2), (12, 6)):
         y, x = (np.mgrid[:cells, :cells] + 0.5) * INPUT / cells
-        grids.append(np.dstack([x, y]).reshape(-1, 2).repeat(boxes, axis=0))
+        grids.append(np.dstack([x, y]).reshape(-1, 2).repeat(each, axis=0))
     return np.concatenate(grids)
 
 
@@ -101,11 +102,12 @@ def crop_hand(image):
 
 
 def get_detector():
-    """Download the package, for whatever system, and keep the detector alone."""
+    """Download the package, that of Linux on every system, and keep the detector alone."""
     with tempfile.TemporaryDirectory() as folder:
-        fixed = ("--no-deps", "--only-binary=:all:", "--python-version", "3.12")
-        fixed += ("--platform", "manylinux_2_28_x86_64", "--dest", folder, PACKAGE)
-        subprocess.run([sys.executable, "-m", "pip", "download", *fixed], check=True)
+        options = ("--no-deps", "--only-binary=:all:", "--python-version", "3.12")
+        options += ("--platform", "manylinux_2_28_x86_64", "--dest", folder, PACKAGE)
+        if subprocess.run([sys.executable, "-m", "pip", "download", *options]).returncode:
+            raise UserError(f"pip cannot download {PACKAGE}")
         (wheel,) = Path(folder).iterdir()
         data = zipfile.ZipFile(wheel).read(f"mediapipe/modules/palm_detection/{DETECTOR.name}")
     if hashlib.sha256(data).hexdigest() != SHA256:
@@ -131,6 +133,8 @@ def draw_sheet(images, names):
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         down, right = 224 - image.shape[0], 224 - image.shape[1]
         tiles.append(cv2.copyMakeBorder(image, 0, down, 0, right, cv2.BORDER_CONSTANT))
+    if not tiles:
+        raise UserError("there is no image")
     tiles += [np.zeros((224, 224, 3), np.uint8)] * (-len(tiles) % 6)
     return np.vstack([np.hstack(tiles[row : row + 6]) for row in range(0, len(tiles), 6)])
 
@@ -151,7 +155,6 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(error)
+    from preprocess import run_main  # not above: preprocess.py imports this file
+
+    run_main(main)

@@ -17,7 +17,7 @@ SHARED = ROOT.parent / "shared" / "data"
 def answer(monkeypatch, place, middle, size, finger=(0, -9), score=5.0):
     """Let the detector find one palm: middle and size in the 192x192 pixels of its input."""
     boxes, scores = np.zeros((1, 2016, 18), np.float32), np.full((1, 2016, 1), -9, np.float32)
-    boxes[0, place, :4] = *np.subtract(middle, find_hand.places()[place]), size, size
+    boxes[0, place, :4] = *np.subtract(middle, find_hand.anchors()[place]), size, size
     boxes[0, place, 8:10] = finger  # the root of the middle finger; the wrist is at (0, 0)
     scores[0, place] = score
     seen = []
@@ -26,11 +26,11 @@ def answer(monkeypatch, place, middle, size, finger=(0, -9), score=5.0):
     return seen
 
 
-def test_places():
+def test_anchors():
     """Two answers at each of 24x24 places, then six at each of 12x12."""
-    places = find_hand.places()
-    assert places.shape == (2016, 2)
-    assert places[[0, 1, 2, 48, 1151, 1152, 1157, 1158, 2015]].tolist() == [
+    anchors = find_hand.anchors()
+    assert anchors.shape == (2016, 2)
+    assert anchors[[0, 1, 2, 48, 1151, 1152, 1157, 1158, 2015]].tolist() == [
         *([4, 4], [4, 4], [12, 4], [4, 12], [188, 188]),
         *([8, 8], [8, 8], [24, 8], [184, 184]),
     ]
