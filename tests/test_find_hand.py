@@ -5,13 +5,11 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, folders, load_script, make, script
+from conftest import ROOT, SHARED, folders, last_line, load_script, make, script
 
 import preprocess
 from asl_data import find_hand
 from preprocess import UserError
-
-SHARED = ROOT.parent / "shared" / "data"
 
 
 def answer(monkeypatch, place, middle, size, finger=(0, -9), score=5.0):
@@ -99,7 +97,7 @@ def test_without_the_detector(drawings, tmp_path, monkeypatch):
 @pytest.mark.skipif(not SHARED.exists(), reason="no photographs")
 def test_the_detector(tmp_path):
     """Kaggle frames, small before a black wall: most hands are found, and where they are."""
-    images = preprocess.find_images(SHARED / "asl-alphabet-abc.zip")
+    images = preprocess.find_images(SHARED / "data" / "asl-alphabet-abc.zip")
     found = []
     for name in images.names[40::450]:
         picture = np.zeros((480, 640, 3), np.uint8)
@@ -109,5 +107,8 @@ def test_the_detector(tmp_path):
             left, top, side = square
             found.append(np.abs((left + side / 2 - 400, top + side / 2 - 300)).max() < 100)
     assert len(found) > 9 and np.mean(found) > 0.9
-    done = script("asl_data/find_hand.py", SHARED / "webcam-abc.zip", check=True)
+    done = script("asl_data/find_hand.py", SHARED / "data" / "webcam-abc.zip", check=True)
     assert done.stdout.startswith("look at ")
+    (tmp_path / "empty").mkdir()
+    line = last_line("asl_data/find_hand.py", tmp_path / "empty")
+    assert line == "find_hand.py: there is no image"
