@@ -13,8 +13,8 @@ import cv2
 import keras
 import numpy as np
 import pytest
-from conftest import SHARED, arrays, assert_same_run, change_json, copy_images, equal, folders
-from conftest import last_line, load, make, run_of, script, train, train_here, wait_until
+from conftest import ROOT, SHARED, arrays, assert_same_run, change_json, copy_images, equal, folders
+from conftest import last_line, load, load_script, make, run_of, train, train_here, wait_until
 
 import preprocess
 import training
@@ -361,9 +361,9 @@ def test_other_data_is_refused(drawings, trained, tmp_path):
         train_here(tmp_path, trained)
 
 
-def test_two_trainings_at_once(dataset, tmp_path, start):
+def test_two_trainings_at_once(small_dataset, tmp_path, start):
     """The second is refused; a lock of a killed run is free."""
-    options = ("--numpy-folder", dataset, *folders(tmp_path), "--batch-size", "8")
+    options = ("--numpy-folder", small_dataset, *folders(tmp_path), "--batch-size", "8")
     process = start("training.py", *options)
     wait_until((tmp_path / "Weights_Full" / "class_names.json").exists, process)
     process.send_signal(signal.SIGSTOP)
@@ -371,7 +371,7 @@ def test_two_trainings_at_once(dataset, tmp_path, start):
     assert said == f"training.py: another training is at work in {tmp_path / 'Checkpoint'}"
     process.kill()
     process.wait()
-    train(dataset, tmp_path, "--epochs", "1", check=True)
+    train_here(small_dataset, tmp_path, "--epochs", "1")
 
 
 # ---- mistakes ----
@@ -418,8 +418,11 @@ def test_starts_from_the_weights_of_a_run(small_dataset, trained, tmp_path, caps
     )
     for old, new in zip(before, after, strict=True):
         assert np.array_equal(old, new), new.path
-    done = script("test.py", "--numpy-folder", small_dataset, *folders(tmp_path), check=True)
-    assert f"fine-tuned from {weights}, which may have seen these test images" in done.stdout
+    load_script(ROOT / "test.py").main(
+        ["--numpy-folder", str(small_dataset), *map(str, folders(tmp_path))]
+    )
+    said = f"fine-tuned from {weights}, which may have seen these test images"
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("letters", ["XYK", ["new A", "new B", "C"]])
