@@ -66,8 +66,8 @@ class Speller:
         """Add a frame, and perhaps a letter to the text. Return the mean {letter: probability} of
         the last WINDOW seconds, None if they show no hand.
 
-        now: seconds; square: (left, top, side), None without a hand; probabilities: a dict of
-        them, None without a hand.
+        now: seconds; square: (left, top, side), None without a hand;
+        probabilities: {letter: float}, None without a hand.
         """
         if square:
             self.frames.append((now, probabilities))
@@ -121,6 +121,8 @@ def record(folder, letter, picture):
     number = 1 + len(list(folder.glob(f"{letter}_*.jpg")))
     while (path := folder / f"{letter}_{number}.jpg").exists():
         number += 1
+    if len(picture) < 224:
+        picture = cv2.resize(picture, (224, 224))
     cv2.imwrite(str(path), picture)
     return f"{letter}: {len(list(folder.glob(f'{letter}_*.jpg')))} pictures"
 
@@ -206,7 +208,7 @@ def make_page(gradio, read, classes, folder):
                     answers = gradio.Label(num_top_classes=3, show_label=False, elem_id="letter")
             with gradio.Row():
                 text = gradio.Textbox(
-                    label=f"hold a letter for {HOLD:g} s: {' '.join(classes)}",
+                    label=f"hold a letter for {HOLD:g} second: {' '.join(classes)}",
                     interactive=False,
                     elem_id="text",
                     scale=4,

@@ -321,7 +321,7 @@ def test_spelling():
 
 
 def test_recorded_pictures(tmp_path):
-    """No file is replaced."""
+    """No file is replaced; small ones get 224 pixels."""
     folder = tmp_path / "new" / "my_photos"
     folder.mkdir(parents=True)
     picture = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
@@ -330,8 +330,8 @@ def test_recorded_pictures(tmp_path):
     assert camera_page.record(folder, "A", picture) == "A: 3 pictures"
     assert camera_page.record(folder, "del", picture) == "del: 1 pictures"
     assert (folder / "A_3.jpg").read_bytes() == b"3"
-    sides = [len(cv2.imread(str(folder / name))) for name in ("A_1.jpg", "A_4.jpg", "del_1.jpg")]
-    assert sides == [100, 300, 300]
+    sides = [cv2.imread(str(folder / name)).shape for name in ("A_1.jpg", "A_4.jpg", "del_1.jpg")]
+    assert sides == [(224, 224, 3), (300, 300, 3), (300, 300, 3)]
 
 
 def test_page_on_a_port_in_use(trained):
