@@ -21,7 +21,6 @@ import json
 import random
 import re
 import shutil
-import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,7 +30,7 @@ import numpy as np
 
 from asl_data.find_hand import crop_hand
 from asl_data.find_images import UNREADABLE, UserError, choose_classes, find_images, plain
-from asl_data.find_images import top_folders
+from asl_data.find_images import run_main, top_folders
 
 HERE = Path(__file__).resolve().parent
 IMAGE_SIZE = 224
@@ -79,9 +78,9 @@ def parse_options(argv):
     about = "folder or zip of images (default: search asl_data)"
     add("--data", type=Path, metavar="PATH", help=about)
     add("--classes", nargs="+", default=["A", "B", "C"], help="or the word all (default: A B C)")
-    about = "training images per class (default: 2000, or two thirds of a smaller class)"
+    about = "training images per class (default: 2000); smaller classes are split 8 : 3 : 1"
     add("--train", type=positive, default=2000, metavar="N", help=about)
-    about = "validation images per class (default: 750, or a quarter of a smaller class)"
+    about = "validation images per class (default: 750)"
     add("--validation", type=positive, default=750, metavar="N", help=about)
     about = "in-order: the first frames to train, the last to test; by-folder: train/, valid/ and "
     about += "test/, or whole folders of people, without --train, --validation (default: random)"
@@ -104,9 +103,9 @@ def positive(text):
 # ---- the split and the arrays ----
 
 
-def resize(image):
-    """Resize to 224x224, ignoring the aspect ratio."""
-    return cv2.resize(image, (IMAGE_SIZE, IMAGE_SIZE))
+def resize(image, find_hand=False):
+    """Resize to 224x224, ignoring the aspect ratio; with find_hand only the square of the hand."""
+    return cv2.resize(crop_hand(image) if find_hand else image, (IMAGE_SIZE, IMAGE_SIZE))
 
 
 def list_images(images, labels, options):
@@ -213,8 +212,9 @@ def write_splits(folder, images, listing, classes, columns, options):
             indices = [columns.index(label) for _, label in rows]
             np.save(folder / f"{split}_classes.npy", one_hot[indices])
         damaged = [name for name, digest in digests.items() if digest is None]
-        # {SHA-256: the first file of this picture}
-        first = {digests[name]: name for name in sorted(digests, key=frame_number, reverse=True)}
+        first = {}  # {SHA-256: the first file of this picture}
+        for name in sorted(digests, key=frame_number):
+            first.setdefault(digests[name], name)
         copies = [name for name, digest in digests.items() if digest and first[digest] != name]
         if not damaged + copies:
             return splits, digests
@@ -237,7 +237,7 @@ def write_images(path, images, names, find_hand):
         image = images.read(names[row])
         if image is None:
             return None
-        array[row] = image = resize(crop_hand(image) if find_hand else image)
+        array[row] = image = resize(image, find_hand)
         return hashlib.sha256(image).hexdigest()
 
     with ThreadPoolExecutor() as pool:
@@ -306,25 +306,6 @@ def load_split(folder, split, dataset):
     if len(images) != rows or labels.shape != (rows, len(dataset["columns"])):
         raise UserError(f"{split}_*.npy do not fit {folder / 'dataset.json'}: run preprocess.py")
     return images, labels
-
-
-# ---- errors in one line ----
-
-
-def run_main(main):
-    """Run the main function of this script, or of a later one."""
-    name = Path(sys.argv[0]).name
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"{name}: {error}")
-    except KeyboardInterrupt:
-        goes_on = "; the same command, without --fresh, goes on" if name == "training.py" else ""
-        sys.exit(f"{name}: stopped{goes_on}")
-    except Exception as error:  # of TensorFlow, JAX
-        if not re.search(r"\bOOM\b|RESOURCE_EXHAUSTED", str(error)):
-            raise
-        sys.exit(f"{name}: out of memory: training.py needs less with a smaller --batch-size")
 
 
 if __name__ == "__main__":

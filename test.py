@@ -20,16 +20,14 @@ import cv2
 import numpy as np
 
 from asl_data.camera_page import show_page
-from asl_data.find_hand import crop_hand
-from asl_data.find_images import UNREADABLE, Images, UserError, possible_classes
-from preprocess import IMAGE_SIZE, load_dataset, load_split, resize, run_main
-from training import add_folders, tested_epoch, load_weights, read_json, settings_beside
+from asl_data.find_images import UNREADABLE, Images, UserError, possible_classes, run_main
+from preprocess import IMAGE_SIZE, load_dataset, load_split, resize
+from training import add_folders, load_weights, read_json, settings_beside, tested_epoch
 
 from keras.layers import Rescaling  # after training.py, which sets TF's variables
 from keras.models import model_from_json
 from matplotlib.figure import Figure
-from sklearn.metrics import ConfusionMatrixDisplay, accuracy_score, confusion_matrix
-from sklearn.metrics import recall_score
+from sklearn.metrics import ConfusionMatrixDisplay, accuracy_score, recall_score
 
 
 def main(argv=None):
@@ -169,10 +167,9 @@ def draw_confusion(path, columns, expected, predicted):
     side = 3.5 + 0.4 * len(indices)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
-    names = [columns[index] for index in indices]
-    confusion = confusion_matrix(expected, predicted, labels=indices)
-    display = ConfusionMatrixDisplay(confusion, display_labels=names)
-    display.plot(ax=axes, cmap="Blues", colorbar=False)
+    letters = {"labels": indices, "display_labels": [columns[index] for index in indices]}
+    look = {"ax": axes, "cmap": "Blues", "colorbar": False}
+    ConfusionMatrixDisplay.from_predictions(expected, predicted, **letters, **look)
     axes.set(xlabel="the network says", ylabel="the letter is")
     figure.savefig(path)
 
@@ -213,15 +210,14 @@ def read_pictures(model, settings, options):
     if find:
         print("each picture is cut to its hand, to its middle where none is found")
     sources = [Images(path) for path in options.pictures]
-    expected, predicted, folders, unknown = [], [], set(), []
+    results = []  # (path, class by its name, the network's class)
     for source in sources:
         for name in source.names:
             path, image = source.path / name, source.read(name)
             if image is None:
                 print(f"{path}: {UNREADABLE}")
                 continue
-            image = resize(crop_hand(image) if find else image)
-            probabilities = predict(model, image[None], options.tta)[0]
+            probabilities = predict(model, resize(image, find)[None], options.tta)[0]
             first, second = probabilities.argsort()[::-1][:2]
             # The folder that was given counts, as in `test.py my_test/A`; those above it do not.
             found = possible_classes(f"{source.path.resolve().name}/{name}", classes)
@@ -230,19 +226,16 @@ def read_pictures(model, settings, options):
             but = f", but it is {label}" if label and label != said else ""
             print(f"{path}: {said} {probabilities[first]:.3f}, ", end="")
             print(f"then {columns[second]} {probabilities[second]:.3f}{but}")
-            if label:
-                expected.append(columns.index(label))
-                predicted.append(first)
-                folders.add(path.parent)
-            else:
-                unknown.append(path)
-    total = len(expected) + len(unknown)
-    if total == 0:
+            results.append((path, label, first))
+    if not results:
         raise UserError("there is no image")
-    if unknown and total > 1:
+    known = [(path.parent, columns.index(label), first) for path, label, first in results if label]
+    unknown = [path for path, label, _ in results if not label]
+    if unknown and len(results) > 1:
         print(f"not counted {len(unknown):,}: letter unknown (such as {unknown[0]})")
-    if expected:
-        what = f"{len(expected):,} of {total:,} pictures; folders: {len(folders):,}"
+    if known:
+        folders, expected, predicted = zip(*known)
+        what = f"{len(known):,} of {len(results):,} pictures; folders: {len(set(folders)):,}"
         print_accuracy(columns, np.array(expected), np.array(predicted), what)
 
 

@@ -38,8 +38,8 @@ from keras.optimizers import SGD
 from matplotlib.figure import Figure
 
 from asl_data.augment_hands import Augmentation, Pool
-from asl_data.find_images import UserError
-from preprocess import HERE, IMAGE_SIZE, load_dataset, load_split, positive, run_main
+from asl_data.find_images import UserError, run_main
+from preprocess import HERE, IMAGE_SIZE, load_dataset, load_split, positive
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Keras warns at each .hdf5
 
@@ -107,11 +107,7 @@ def main(argv=None):
     keras.config.set_dtype_policy(options.precision)
     keras.utils.set_random_seed(options.seed)
     model = build_model(len(dataset["columns"]), options.seed)
-    if not run.rows:
-        if options.start_from:
-            start_from(model, options.start_from, run.settings)
-        run.move_aside(options.weights_full)
-    save_architecture(options.weights_full, model, run.settings)  # without what compile adds
+    architecture = model.to_json()  # before compile, which adds to it
     if options.augment:
         loss, optimizer = augmentation_recipe(options, len(train))
     else:
@@ -120,8 +116,13 @@ def main(argv=None):
     model.compile(loss=loss, optimizer=optimizer, metrics=["accuracy"])
     if run.rows:
         restore(model, run.folder / run.rows[-1]["file"])
+    else:
+        if options.start_from:
+            start_from(model, options.start_from, run.settings)
+        run.move_aside(options.weights_full)
+    save_architecture(options.weights_full, architecture, run.settings)
     model.summary()
-    print(f"train {len(train.order):,} images, validation {len(validation.order):,}")
+    print(f"train {train.rows:,} images, validation {validation.rows:,}")
     print_devices(options.precision)
 
     # On JAX, fit would build the metrics with batches from before Reseed shuffles, and train on
@@ -219,15 +220,18 @@ class Batches(keras.utils.PyDataset):
         super().__init__(workers=threads, max_queue_size=2 * threads)
         self.images, self.labels = load_split(options.numpy_folder, split, dataset)
         self.batch_size, self.seed = options.batch_size, options.seed
-        self.order = trim(np.arange(len(self.images)))  # trim, own_share: for several GPUs only
+        self.order = np.arange(len(self.images))
+        self.process, self.processes, devices = jax_processes()  # 0, 1, 1 with one GPU
+        self.rows = len(self.order) // devices * devices  # they share evenly: the last rows drop
 
     def __len__(self):
-        return math.ceil(len(self.order) / self.batch_size)
+        return math.ceil(self.rows / self.batch_size)
 
     def places(self, index):
-        """The places of a batch in the order."""
+        """The places in the order that this process takes of a batch."""
         start = index * self.batch_size
-        return own_share(range(start, min(start + self.batch_size, len(self.order))))
+        share = min(self.batch_size, self.rows - start) // self.processes
+        return range(start + self.process * share, start + (self.process + 1) * share)
 
     def __getitem__(self, index):
         rows = self.order[self.places(index)]
@@ -235,12 +239,12 @@ class Batches(keras.utils.PyDataset):
 
     def shuffle(self, epoch):
         rng = np.random.default_rng((self.seed, epoch))
-        self.order = trim(rng.permutation(len(self.images)))
+        self.order = rng.permutation(len(self.images))
 
 
 class AugmentedBatches(Batches):
     """Batches of augmented photographs, each letter as often as the others. An image depends on
-    the seed, --epochs, the epoch and its place there."""
+    (seed, epoch, place in the order) and, by its strength, on --epochs."""
 
     def __init__(self, options, dataset):
         processes = min(os.cpu_count(), 32)
@@ -248,10 +252,10 @@ class AugmentedBatches(Batches):
         self.augmentation = Augmentation(options.numpy_folder, options.seed)
         self.pool = Pool(self.augmentation, processes)
         self.epochs = options.epochs
-        self.shuffle(0)
+        self.shuffle(0)  # Keras asks for a batch before the first epoch
 
     def shuffle(self, epoch):
-        self.epoch, self.order = epoch, trim(self.augmentation.choose_rows(epoch))
+        self.epoch, self.order = epoch, self.augmentation.choose_rows(epoch)
         # Weak at first, full strength after 40 % of the epochs: else the network learns nothing.
         self.strength = min(1, 0.1 + 0.9 * epoch / (0.4 * self.epochs))
 
@@ -328,9 +332,9 @@ class Run(keras.callbacks.Callback):
 
     def move_aside(self, weights_full):
         """Move the files of an earlier run to Checkpoint/old-<time>/."""
-        files = [*self.folder.glob("run.json"), *self.folder.glob("weights.*")]
-        files += self.folder.glob("history.png")
-        files += [weights_full / name for name in RESULT_FILES if (weights_full / name).exists()]
+        paths = [self.folder / "run.json", *self.folder.glob("weights.*")]
+        paths += [self.folder / "history.png", *(weights_full / name for name in RESULT_FILES)]
+        files = [path for path in paths if path.exists()]
         if files and is_main():
             old = self.folder / time.strftime("old-%Y%m%d-%H%M%S")
             old.mkdir()
@@ -407,13 +411,11 @@ def start_from(model, path, settings):
     earlier = settings_beside(path)
     network = build_model(len(earlier["columns"]), seed=0)
     load_weights(network, path)
-    keep_last = settings["columns"] == earlier["columns"] and (
-        set(settings["classes"]) <= set(earlier["classes"])
-    )
-    last = [layer for layer in model.layers if isinstance(layer, Dense)][-1]
-    for layer, old in zip(model.layers, network.layers):
-        if keep_last or layer is not last:
-            layer.set_weights(old.get_weights())
+    same_columns = settings["columns"] == earlier["columns"]
+    keep_last = same_columns and set(settings["classes"]) <= set(earlier["classes"])
+    end = None if keep_last else -2  # without the last Dense and its softmax
+    for layer, old in zip(model.layers[:end], network.layers):
+        layer.set_weights(old.get_weights())
     print(f"starts from {path}{'' if keep_last else ', with a new last layer'}")
 
 
@@ -436,13 +438,13 @@ def draw_history(path, epochs, augment):
 # ---- Weights_Full/: the network ----
 
 
-def save_architecture(folder, model, settings):
+def save_architecture(folder, architecture, settings):
     """Write model.json, and class_names.json with the settings: so test.py can test a checkpoint
     while the training still runs."""
     if is_main():
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / "model.json") as path:
-            path.write_text(model.to_json(), encoding="utf-8")
+            path.write_text(architecture, encoding="utf-8")
         write_json(folder / "class_names.json", {"settings": settings, "trained": False})
 
 
@@ -495,18 +497,6 @@ def jax_processes():
 def is_main():
     """Whether this process, of several, is the one that writes."""
     return jax_processes()[0] == 0
-
-
-def trim(order):
-    """The order without its last few rows, if the devices could not share them evenly."""
-    _, _, devices = jax_processes()
-    return order[: len(order) // devices * devices]
-
-
-def own_share(batch):
-    """The part of a batch that belongs to this process."""
-    process, count, _ = jax_processes()
-    return batch[process * len(batch) // count : (process + 1) * len(batch) // count]
 
 
 def check_processes(facts):

@@ -29,7 +29,8 @@ import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run it as a script
-from preprocess import HERE, IMAGE_SIZE as SIZE, load_dataset, load_split, run_main
+from asl_data.find_images import run_main
+from preprocess import HERE, IMAGE_SIZE as SIZE, load_dataset, load_split
 
 EDGE = 5  # pixels cut off at each side: the Kaggle frames have a blue border there
 BORDER = cv2.BORDER_REPLICATE  # of a moved picture: a reflection would show a second hand

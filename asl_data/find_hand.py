@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run it as a script
-from asl_data.find_images import ASL_DATA, Images, UserError
+from asl_data.find_images import ASL_DATA, Images, UserError, run_main
 
 DETECTOR = ASL_DATA / "palm_detection_full.tflite"
 SHA256 = "1b14e9422c6ad006cde6581a46c8b90dd573c07ab7f3934b5589e7cea3f89a54"
@@ -155,6 +155,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    from preprocess import run_main  # not above: preprocess.py imports this file
-
     run_main(main)

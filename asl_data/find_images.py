@@ -40,6 +40,22 @@ class UserError(Exception):
     """An error that the user can mend: run_main prints it in one line, without a traceback."""
 
 
+def run_main(main):
+    """Run the main function of this script, or of a later one."""
+    name = Path(sys.argv[0]).name
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"{name}: {error}")
+    except KeyboardInterrupt:
+        goes_on = "; the same command, without --fresh, goes on" if name == "training.py" else ""
+        sys.exit(f"{name}: stopped{goes_on}")
+    except Exception as error:  # of TensorFlow, JAX
+        if not re.search(r"\bOOM\b|RESOURCE_EXHAUSTED", str(error)):
+            raise
+        sys.exit(f"{name}: out of memory: training.py needs less with a smaller --batch-size")
+
+
 class Images:
     """The images of a folder, of a zip, which is read in place, or of a single file.
 
@@ -225,7 +241,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(error)
+    run_main(main)

@@ -18,7 +18,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from asl_data import augment_hands
 from asl_data.find_hand import crop_hand
-from preprocess import load_dataset, load_split, resize, run_main
+from asl_data.find_images import run_main
+from preprocess import load_dataset, load_split, resize
 from test import check_data, load_network, predict
 from training import add_folders
 
