@@ -108,8 +108,10 @@ def train(dataset, folder, *arguments, **options):
 
 
 def train_here(dataset, folder, *arguments):
-    import training  # Keras takes seconds
+    import keras  # takes seconds
+    import training
 
+    keras.utils.clear_session()  # so layers have the names that they have in a new process
     gc.collect()  # the lock of an earlier call
     options = ("--numpy-folder", dataset, *folders(folder), *TRAINING, *arguments)
     training.main([str(option) for option in options])
@@ -142,6 +144,13 @@ def assert_same_run(folder, other):
     names = [f"Checkpoint/{row['file']}" for row in run_of(folder)["epochs"]]
     for name in [*names, "Weights_Full/model_weights.h5"]:
         assert equal(arrays(folder / name), arrays(other / name)), name
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_once(tmp_path_factory):
+    """The processes of JAX share what they compile: each would take 15 seconds for it."""
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("compiled"))
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 
 @pytest.fixture(scope="session")
