@@ -220,9 +220,9 @@ class Batches(keras.utils.PyDataset):
         super().__init__(workers=threads, max_queue_size=2 * threads)
         self.images, self.labels = load_split(options.numpy_folder, split, dataset)
         self.batch_size, self.seed = options.batch_size, options.seed
-        self.order = np.arange(len(self.images))
         self.process, self.processes, devices = jax_processes()  # 0, 1, 1 with one GPU
-        self.rows = len(self.order) // devices * devices  # they share evenly: the last rows drop
+        self.rows = len(self.images) // devices * devices  # they share evenly: the last rows drop
+        self.order = np.arange(self.rows)
 
     def __len__(self):
         return math.ceil(self.rows / self.batch_size)
@@ -230,8 +230,9 @@ class Batches(keras.utils.PyDataset):
     def places(self, index):
         """The places in the order that this process takes of a batch."""
         start = index * self.batch_size
-        share = min(self.batch_size, self.rows - start) // self.processes
-        return range(start + self.process * share, start + (self.process + 1) * share)
+        batch = range(start, min(start + self.batch_size, self.rows))
+        first, end = self.process * len(batch), (self.process + 1) * len(batch)
+        return batch[first // self.processes : end // self.processes]
 
     def __getitem__(self, index):
         rows = self.order[self.places(index)]
@@ -239,7 +240,7 @@ class Batches(keras.utils.PyDataset):
 
     def shuffle(self, epoch):
         rng = np.random.default_rng((self.seed, epoch))
-        self.order = rng.permutation(len(self.images))
+        self.order = rng.permutation(len(self.images))[: self.rows]
 
 
 class AugmentedBatches(Batches):
@@ -255,7 +256,7 @@ class AugmentedBatches(Batches):
         self.shuffle(0)  # Keras asks for a batch before the first epoch
 
     def shuffle(self, epoch):
-        self.epoch, self.order = epoch, self.augmentation.choose_rows(epoch)
+        self.epoch, self.order = epoch, self.augmentation.choose_rows(epoch)[: self.rows]
         # Weak at first, full strength after 40 % of the epochs: else the network learns nothing.
         self.strength = min(1, 0.1 + 0.9 * epoch / (0.4 * self.epochs))
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from asl_data.find_hand import DETECTOR, cut_out, find_hand, middle_square
 from asl_data.find_images import UserError
+from preprocess import IMAGE_SIZE, resize
 
 WINDOW = 0.7  # seconds of frames that the shown letter is the mean of
 HOLD = 1.0  # seconds that a letter must stay to be spelled
@@ -121,8 +122,8 @@ def record(folder, letter, picture):
     number = 1 + len(list(folder.glob(f"{letter}_*.jpg")))
     while (path := folder / f"{letter}_{number}.jpg").exists():
         number += 1
-    if len(picture) < 224:
-        picture = cv2.resize(picture, (224, 224))
+    if len(picture) < IMAGE_SIZE:
+        picture = resize(picture)
     cv2.imwrite(str(path), picture)
     return f"{letter}: {len(list(folder.glob(f'{letter}_*.jpg')))} pictures"
 
@@ -184,7 +185,7 @@ def make_page(gradio, read, classes, folder):
         if picture is None:
             return None, None
         _, _, hand = look(picture)
-        return cv2.resize(hand, (224, 224))[:, :, ::-1], read(hand)
+        return resize(hand)[:, :, ::-1], read(hand)
 
     # delete_cache: each minute, delete the files that are older than a minute.
     with gradio.Blocks(title="ASL letters", delete_cache=(60, 60), fill_width=True) as page:

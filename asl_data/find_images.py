@@ -41,7 +41,7 @@ class UserError(Exception):
 
 
 def run_main(main):
-    """Run the main function of this script, or of a later one."""
+    """Run the main function of a script; end it in one line where the user can mend the error."""
     name = Path(sys.argv[0]).name
     try:
         main()

@@ -17,7 +17,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from asl_data import augment_hands
-from asl_data.find_hand import crop_hand
 from asl_data.find_images import run_main
 from preprocess import load_dataset, load_split, resize
 from test import check_data, load_network, predict
@@ -167,7 +166,7 @@ def main():
             image = change(np.array(images[row]), mask, rng)
             changed.append(np.clip(image, 0, 255).astype(np.uint8))
         if options.find_hand:
-            changed = [resize(crop_hand(image)) for image in changed]
+            changed = [resize(image, find_hand=True) for image in changed]
         sheet.append(np.hstack(changed[:: max(1, len(changed) // 9)][:9]))
         right = predict(model, changed).argmax(axis=1) == letters[rows]
         each = [right[letters[rows] == letter].mean() for letter in found]

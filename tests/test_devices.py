@@ -104,19 +104,19 @@ def test_each_device_has_its_share(tmp_path, monkeypatch):
 
 
 def test_rows_that_do_not_divide_are_left_out(dataset, monkeypatch):
-    """Of 24 and 9 rows four devices share 24 and 8, of the last batch too."""
+    """Of 24 and 9 rows five devices share 20 and 5, of the last batch too."""
     import training
 
-    monkeypatch.setattr(training, "jax_processes", lambda: (1, 2, 4))
-    options = training.parse_options(["--numpy-folder", str(dataset), "--batch-size", "20"])
+    monkeypatch.setattr(training, "jax_processes", lambda: (1, 2, 5))
+    options = training.parse_options(["--numpy-folder", str(dataset), "--batch-size", "15"])
     facts = preprocess.load_dataset(dataset)
     train, validation = (
         training.Batches(options, facts, split) for split in ("train", "validation")
     )
     train.shuffle(0)
-    assert train.rows == 24 and validation.rows == 8
-    assert [train.places(i) for i in range(2)] == [range(10, 20), range(22, 24)]
-    assert validation.places(0) == range(4, 8)  # the share of the second of two processes
+    assert len(train.order) == 20 and len(validation.order) == 5
+    assert [train.places(i) for i in range(2)] == [range(7, 15), range(17, 20)]
+    assert validation.places(0) == range(2, 5)  # the share of the second of two processes
 
 
 def test_a_batch_that_does_not_divide(jax, tmp_path):
