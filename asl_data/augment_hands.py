@@ -281,7 +281,8 @@ def find_background(images, rows):
     """The background of these frames, uint8 (SIZE, SIZE, 3); None if they share none.
 
     They share none if there are fewer than 27, or if their brightness beside the background's
-    varies. A camera that moves in the same light is not noticed here: `cut_hand` finds no hand.
+    varies. A moved camera is not noticed: then `cut_hand` finds few hands, or wrong ones if the
+    wall is nearly plain.
     """
     if len(rows) < 27:
         return None

@@ -60,10 +60,10 @@ def load_script(path):
     return module
 
 
-def wait_until(condition, process, seconds=100):
+def wait_until(condition, process=None, seconds=100):
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, f"ended with {process.returncode}"
+        assert process is None or process.poll() is None, f"ended with {process.returncode}"
         assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(0.002)
 
@@ -128,8 +128,8 @@ def change_json(path, change):
     path.write_text(json.dumps(facts))
 
 
-def arrays(path):
-    """{name: array} of all that an HDF5 file holds."""
+def read_hdf5(path):
+    """{name: array} of all that a file holds."""
     found = {}
     with h5py.File(path) as file:
         file.visititems(
@@ -143,7 +143,7 @@ def assert_same_run(folder, other):
     assert run_of(folder)["epochs"] == run_of(other)["epochs"]
     names = [f"Checkpoint/{row['file']}" for row in run_of(folder)["epochs"]]
     for name in [*names, "Weights_Full/model_weights.h5"]:
-        assert equal(arrays(folder / name), arrays(other / name)), name
+        assert equal(read_hdf5(folder / name), read_hdf5(other / name)), name
 
 
 @pytest.fixture(scope="session", autouse=True)

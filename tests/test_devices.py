@@ -1,12 +1,12 @@
 """Several devices, and several processes, of KERAS_BACKEND=jax."""
 
 import socket
-import subprocess
 import sys
+from subprocess import PIPE, run
 
 import numpy as np
 import pytest
-from conftest import ROOT, arrays, folders, make, run_of, wait_until
+from conftest import ROOT, folders, make, read_hdf5, run_of, script, wait_until
 
 import preprocess
 
@@ -17,41 +17,23 @@ OPTIONS = ("--epochs", "2", "--batch-size", "24", "--learning-rate", "0.0001")
 
 
 @pytest.fixture
-def jax(dataset, monkeypatch):
-    """A function that starts training.py on so many devices of a CPU."""
-    processes = []
+def two(dataset, start, monkeypatch):
+    """A function that starts two processes of one run; `data` is that of the second."""
 
-    def popen(folder, *arguments, data=dataset, devices=1):
-        monkeypatch.setenv("KERAS_BACKEND", "jax")
-        flag = f"--xla_force_host_platform_device_count={devices}"
-        monkeypatch.setenv("XLA_FLAGS", flag)
-        options = ["--numpy-folder", data, *folders(folder), *OPTIONS, *arguments]
-        command = [sys.executable, ROOT / "training.py", *options]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
-        processes.append(subprocess.Popen(command, **pipes))
-        return processes[-1]
+    def one(number, folder, data):
+        monkeypatch.setenv("KERAS_DISTRIBUTION_PROCESS_ID", str(number))
+        options = ("--numpy-folder", data, *folders(folder), *OPTIONS)
+        return start("training.py", *options, stdout=PIPE, stderr=PIPE, encoding="utf-8")
 
-    yield popen
-    for process in processes:
-        process.kill()
-        process.communicate(timeout=60)
-
-
-@pytest.fixture
-def two(jax, monkeypatch):
-    """A function that starts two processes of one run."""
-
-    def start(folder, *arguments, **second):
+    def both(folder, data=dataset):
         with socket.create_server(("127.0.0.1", 0)) as free:
             address = f"127.0.0.1:{free.getsockname()[1]}"
         monkeypatch.setenv("KERAS_DISTRIBUTION_JOB_ADDRESSES", address)
         monkeypatch.setenv("KERAS_DISTRIBUTION_NUM_PROCESSES", "2")
-        monkeypatch.setenv("KERAS_DISTRIBUTION_PROCESS_ID", "0")
-        first = jax(folder, *arguments)
-        monkeypatch.setenv("KERAS_DISTRIBUTION_PROCESS_ID", "1")
-        return first, jax(folder, *arguments, **second)
+        monkeypatch.setenv("KERAS_BACKEND", "jax")
+        return one(0, folder, dataset), one(1, folder, data)
 
-    return start
+    return both
 
 
 def finish(process):
@@ -63,44 +45,36 @@ def finish(process):
 @pytest.fixture(scope="module")
 def one_device(dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("KERAS_BACKEND", "jax")
-    options = ["--numpy-folder", dataset, *folders(folder), *OPTIONS]
-    subprocess.run([sys.executable, ROOT / "training.py", *options], check=True, timeout=200)
-    patch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KERAS_BACKEND", "jax")
+        options = ("--numpy-folder", dataset, *folders(folder), *OPTIONS)
+        script("training.py", *options, check=True)
     return folder
 
 
-def assert_like_one_device(folder, one_device):
-    """Within what float32 allows: a step agrees to 1e-6, the next one multiplies that."""
-    rows = zip(run_of(folder)["epochs"], run_of(one_device)["epochs"], strict=True)
+def test_three_devices(dataset, one_device, tmp_path, monkeypatch):
+    """Each has its share, and they train like one, within what float32 allows: a step agrees to
+    1e-6, the next one multiplies that. Three divide the batch and all images."""
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=3")
+    code = "import keras, sys, training; training.main(sys.argv[1:]); "
+    code += "print(keras.distribution.distribution().num_model_replicas)"
+    options = map(str, ("--numpy-folder", dataset, *folders(tmp_path), *OPTIONS))
+    done = run([sys.executable, "-c", code, *options], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.endswith("\n3\n"), done.stderr
+    said = "train 24 images, validation 9\ndevice cpu:0, cpu:1, cpu:2, backend jax"
+    assert said in done.stdout
+    rows = zip(run_of(tmp_path)["epochs"], run_of(one_device)["epochs"], strict=True)
     for (row, expected), close, far in zip(rows, (1e-5, 3e-3), (1e-4, 5e-3)):
         for name in ("loss", "val_loss"):
             assert row[name] == pytest.approx(expected[name], rel=close), name
         ours, theirs = (
-            arrays(folder / "Checkpoint" / row["file"]),
-            arrays(one_device / "Checkpoint" / expected["file"]),
+            read_hdf5(tmp_path / "Checkpoint" / row["file"]),
+            read_hdf5(one_device / "Checkpoint" / expected["file"]),
         )
         assert ours.keys() == theirs.keys()
         for name in ours:
             assert np.allclose(ours[name], theirs[name], rtol=0, atol=far), name
-
-
-def test_three_devices(jax, one_device, tmp_path):
-    """Three divide the batch and all images; two would leave out a validation image."""
-    out = finish(jax(tmp_path, devices=3))
-    assert "train 24 images, validation 9\ndevice cpu:0, cpu:1, cpu:2, backend jax" in out
-    assert_like_one_device(tmp_path, one_device)
-
-
-def test_each_device_has_its_share(tmp_path, monkeypatch):
-    """In the test above a single device would do it alone, and be like one device, too."""
-    monkeypatch.setenv("KERAS_BACKEND", "jax")
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=3")
-    code = "import keras, training; training.use_all_devices(24); "
-    code += "print(keras.distribution.distribution().num_model_replicas)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "3\n", done.stderr
 
 
 def test_rows_that_do_not_divide_are_left_out(dataset, monkeypatch):
@@ -119,14 +93,7 @@ def test_rows_that_do_not_divide_are_left_out(dataset, monkeypatch):
     assert validation.places(0) == range(2, 5)  # the share of the second of two processes
 
 
-def test_a_batch_that_does_not_divide(jax, tmp_path):
-    process = jax(tmp_path, "--batch-size", "10", devices=4)
-    _, err = process.communicate(timeout=60)
-    said = "training.py: --batch-size 10 does not divide by 4 devices"
-    assert process.returncode == 1 and err.splitlines()[-1] == said
-
-
-def test_two_processes_one_of_them_killed(drawings, two, one_device, tmp_path):
+def test_two_processes_killed_and_run_again(two, one_device, tmp_path):
     """Without the last image, as 9 validation images do not divide; the same commands go on."""
     first, second = two(tmp_path / "run")
     wait_until((tmp_path / "run" / "Checkpoint" / "run.json").exists, first)
@@ -149,9 +116,13 @@ def test_two_processes_of_other_data(drawings, two, tmp_path):
     assert not list(tmp_path.rglob("*.hdf5"))
 
 
-def test_several_processes_need_jax(dataset, tmp_path, monkeypatch):
+def test_what_cannot_be_shared(monkeypatch):
+    """A batch that does not divide; processes of another backend."""
     import training
 
+    monkeypatch.setattr(training, "jax_processes", lambda: (0, 1, 4))
+    with pytest.raises(training.UserError, match="--batch-size 10 does not divide by 4 devices"):
+        training.main(["--batch-size", "10"])
     monkeypatch.setenv("KERAS_DISTRIBUTION_NUM_PROCESSES", "2")
     with pytest.raises(training.UserError, match="several processes need KERAS_BACKEND=jax"):
-        training.main(["--numpy-folder", str(dataset)])
+        training.main([])

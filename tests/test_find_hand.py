@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED, folders, last_line, load_script, make, script
+from conftest import ROOT, SHARED, change_json, folders, last_line, load_script, make, script
 
 import preprocess
 from asl_data import find_hand
@@ -65,7 +65,7 @@ def test_what_is_no_hand(monkeypatch, size, score, shape):
     assert np.array_equal(find_hand.crop_hand(image), middle)
 
 
-def test_option_of_preprocess_and_test(drawings, trained, tmp_path, monkeypatch, capsys):
+def test_option_of_preprocess_and_test(drawings, copy, tmp_path, monkeypatch, capsys):
     """Images are cut; dataset.json tells it, and test.py cuts likewise, unless told otherwise."""
     answer(monkeypatch, 1000, (96, 96), 40)
     _, facts = make(tmp_path / "n", "--data", drawings, "--find-hand")
@@ -75,14 +75,16 @@ def test_option_of_preprocess_and_test(drawings, trained, tmp_path, monkeypatch,
     expected = preprocess.resize(find_hand.crop_hand(original))
     assert np.array_equal(images[0], expected)
     assert not np.array_equal(images[0], preprocess.resize(original))
+    for path in (copy / "Checkpoint" / "run.json", copy / "Weights_Full" / "class_names.json"):
+        change_json(path, lambda saved: saved["settings"].update(find_hand=True))
     test_script = load_script(ROOT / "test.py")
-    given = [str(drawings / "A_1.jpg"), *map(str, folders(trained))]
-    lines = {}
+    given = [str(drawings / "A_1.jpg"), *map(str, folders(copy))]
+    lines, _ = {}, capsys.readouterr()
     for option in ("--find-hand", "--no-find-hand", None):
         test_script.main([*given, option] if option else given)
         lines[option] = capsys.readouterr().out
     assert "each picture is cut to its hand, to its middle" in lines["--find-hand"]
-    assert lines["--no-find-hand"] == lines[None] != lines["--find-hand"]
+    assert lines["--find-hand"] == lines[None] != lines["--no-find-hand"]
 
 
 def test_without_the_detector(drawings, tmp_path, monkeypatch):

@@ -1,11 +1,11 @@
-"""The three scripts in order, as the README has them, and the two helpers of asl_data/."""
+"""The three scripts in order, as the README has them, and draw_hands.py."""
 
 import shutil
 import subprocess
 import sys
 
 import cv2
-from conftest import ROOT, copy_scripts, script
+from conftest import copy_scripts, script
 
 
 def test_in_order_from_another_folder(drawings, tmp_path):
@@ -49,9 +49,3 @@ def test_drawings_depend_on_the_seed_only(drawings, tmp_path):
             assert cv2.imread(str(path)).shape == (200, 200, 3)
             same = path.read_bytes() == (drawings / path.name).read_bytes()
             assert same == (folder == "same")
-
-
-def test_no_script_names_tensorflow():
-    """Any backend of Keras will do."""
-    for name in ("preprocess.py", "training.py", "test.py"):
-        assert "import tensorflow" not in (ROOT / name).read_text(encoding="utf-8")

@@ -7,17 +7,17 @@ import os
 import re
 import shutil
 import signal
-from types import SimpleNamespace
 
 import cv2
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED, arrays, assert_same_run, change_json, copy_images, equal, folders
-from conftest import last_line, load, load_script, make, run_of, train, train_here, wait_until
+from conftest import ROOT, SHARED, TRAINING, assert_same_run, change_json, copy_images, equal
+from conftest import folders, last_line, load, load_script, make, read_hdf5, run_of, train
+from conftest import train_here, wait_until
 
-import preprocess
 import training
+from asl_data import find_images
 from preprocess import UserError
 
 # The article's layers: kind and, where it has them, sizes, strides, units or rate.
@@ -69,6 +69,8 @@ def test_layers_are_the_articles(model):
     assert isinstance(model.layers[0], keras.layers.Rescaling) and model.layers[0].scale == 1 / 255
     for ours, theirs in zip(model.layers[1:], article_layers(), strict=True):
         assert same_layer(ours, theirs)
+    dropouts = [layer for layer in model.layers if isinstance(layer, keras.layers.Dropout)]
+    assert len({layer.seed for layer in dropouts}) == 3
 
 
 def same_layer(*layers):
@@ -92,15 +94,6 @@ def test_the_table_above_is_the_articles():
         assert same_layer(ours, layer)
 
 
-def test_sizes_and_parameters(model):
-    sizes = [layer.output.shape[1] for layer in model.layers if len(layer.output.shape) == 4]
-    assert list(dict.fromkeys(sizes)) == [224, 54, 27, 17, 8, 6, 4, 2, 1]
-    assert model.count_params() == 28_103_776
-    assert model.output_shape == (None, 24)
-    dropouts = [layer for layer in model.layers if isinstance(layer, keras.layers.Dropout)]
-    assert len({layer.seed for layer in dropouts}) == 3
-
-
 def test_predicts_as_the_articles_network(model):
     """uint8 into ours and float / 255 into the article's, with the same weights."""
     article = keras.Sequential([keras.Input((224, 224, 3)), *article_layers()])
@@ -108,10 +101,6 @@ def test_predicts_as_the_articles_network(model):
     images = np.random.default_rng(0).integers(0, 256, (4, 224, 224, 3), dtype=np.uint8)
     ours, theirs = model.predict(images, verbose=0), article.predict(images / 255.0, verbose=0)
     assert np.allclose(ours, theirs, atol=1e-6) and ours.std() > 0
-
-
-def test_as_many_outputs_as_columns():
-    assert training.build_model(29, seed=0).output_shape == (None, 29)
 
 
 # ---- what feeds the network ----
@@ -182,6 +171,7 @@ def test_files_and_output(trained):
     assert "train 24 images, validation 9\ndevice cpu:0, backend tensorflow, float32\n" in output
     assert re.findall(r"^Epoch (\d)/2$", output, flags=re.MULTILINE) == ["1", "2"]
     assert output.endswith("Saved model to disk\n") and "\b" not in output
+    assert cv2.imread(str(trained / "Checkpoint" / "history.png")).shape == (420, 1000, 3)
 
 
 def test_keras_opens_checkpoint_and_final_model(trained):
@@ -202,20 +192,10 @@ def test_validation_loss_is_of_whole_labels(trained, dataset):
     assert row["val_loss"] == pytest.approx(loss, rel=1e-4)
 
 
-def test_curves(tmp_path):
-    rows = [
-        dict(epoch=n, loss=1 / n, accuracy=0.9, val_loss=5 / n, val_accuracy=0.8)
-        for n in range(1, 31)
-    ]
-    training.draw_history(tmp_path / "h.png", rows, augment=False)
-    picture = cv2.imread(str(tmp_path / "h.png"))
-    assert picture.shape == (420, 1000, 3) and 150 < picture.mean() < 254
-
-
 def small_run(folder, *arguments):
     """A Run in a folder, and a small model for it to save."""
     options = training.parse_options(["--checkpoint", str(folder), *arguments])
-    run = training.Run(options, {"id": "", "classes": [], "columns": []})
+    run = training.Run(options, {"id": "", "classes": [], "columns": [], "find_hand": True})
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     model.compile(loss="mse", optimizer="sgd")
     run.set_model(model)
@@ -231,6 +211,7 @@ def test_keep(tmp_path):
         run.on_epoch_end(epoch, dict(accuracy=0, loss=0, val_accuracy=0, val_loss=val_loss))
     names = sorted(path.name for path in tmp_path.glob("*.hdf5"))
     assert [name[8:10] for name in names] == ["03", "05", "06", "77"]
+    assert run.settings["find_hand"]  # as preprocess.py did
 
 
 def test_a_loss_that_is_not_finite_stops_and_is_not_kept(tmp_path):
@@ -247,9 +228,7 @@ def test_a_loss_that_is_not_finite_stops_and_is_not_kept(tmp_path):
 
 def test_killed_and_run_again_equals_never_killed(dataset, trained, tmp_path, start):
     """Killed while the second checkpoint is written: the first one counts, and is complete."""
-    more = ("--numpy-folder", dataset, *folders(tmp_path))
-    options = [*more, "--epochs", "2", "--batch-size", "8", "--learning-rate", "0.01"]
-    process = start("training.py", *options, "--momentum", "0.9")
+    process = start("training.py", "--numpy-folder", dataset, *folders(tmp_path), *TRAINING)
     checkpoints = tmp_path / "Checkpoint"
     wait_until(lambda: list(checkpoints.glob(".partial-weights.02*")), process)
     process.kill()
@@ -257,7 +236,7 @@ def test_killed_and_run_again_equals_never_killed(dataset, trained, tmp_path, st
     (row,) = run_of(tmp_path)["epochs"]
     assert row == run_of(trained)["epochs"][0]
     paths = [folder / "Checkpoint" / row["file"] for folder in (tmp_path, trained)]
-    assert equal(*map(arrays, paths))
+    assert equal(*map(read_hdf5, paths))
     done = train(dataset, tmp_path, check=True)
     assert "goes on after epoch 1 of 2\n" in done.stdout
     assert_same_run(tmp_path, trained)
@@ -284,7 +263,10 @@ def test_goes_on_exactly(small_dataset, tmp_path, monkeypatch, what):
     change_json(folder / "run.json", lambda run: run["epochs"].pop())
     train(small_dataset, tmp_path / "resumed", *arguments, check=True)
     assert_same_run(tmp_path / "resumed", tmp_path / "straight")
-    final = arrays(tmp_path / "straight" / "Weights_Full" / "model_weights.h5")
+    if what == "augment":  # its learning rate depends on the number of epochs
+        with pytest.raises(UserError, match="of a run with epochs 2, not 3"):
+            train_here(small_dataset, tmp_path / "straight", *arguments, "--epochs", "3")
+    final = read_hdf5(tmp_path / "straight" / "Weights_Full" / "model_weights.h5")
     assert {array.dtype for array in final.values()} == {np.dtype("float32")}
 
 
@@ -321,17 +303,10 @@ def test_more_epochs_go_on_and_fresh_starts_over(dataset, copy, capsys):
     (old,) = (copy / "Checkpoint").glob("old-*")
     assert f"moved 8 files of an earlier run to {old}\n" in capsys.readouterr().out
     assert len(list(old.glob("weights.*"))) == 3 and len(run_of(copy)["epochs"]) == 1
-    assert run_of(copy) != json.loads((old / "class_names.json").read_text())
+    assert json.loads((old / "run.json").read_text())["epochs"][:2] == before
 
 
-def test_augment_goes_on_with_its_epochs_only(small_dataset, tmp_path):
-    """Its learning rate depends on them. It changes no layer of the network."""
-    options = ("--batch-size", "4", "--augment")
-    train_here(small_dataset, tmp_path, *options, "--epochs", "1")
-    with pytest.raises(UserError, match="of a run with epochs 1, not 2"):
-        train_here(small_dataset, tmp_path, *options, "--epochs", "2")
-    with pytest.raises(UserError, match="of a run with augment True, not False"):
-        train_here(small_dataset, tmp_path, "--batch-size", "4", "--epochs", "1")
+def test_learning_rate():
     options = training.parse_options(["--augment", "--epochs", "11"])
     assert (options.learning_rate, options.momentum) == (0.01, 0.9)
     _, optimizer = training.augmentation_recipe(options, steps=10)
@@ -349,6 +324,7 @@ def test_augment_goes_on_with_its_epochs_only(small_dataset, tmp_path):
         (("--batch-size", "4"), "batch_size 8, not 4"),
         (("--seed", "1"), "seed 0, not 1"),
         (("--precision", "mixed_float16"), "precision float32, not mixed_float16"),
+        (("--augment",), "augment False, not True"),
     ],
 )
 def test_other_settings_are_refused(dataset, trained, arguments, difference):
@@ -370,11 +346,11 @@ def test_two_trainings_at_once(small_dataset, tmp_path, start):
     process = start("training.py", *options)
     wait_until((tmp_path / "Weights_Full" / "class_names.json").exists, process)
     process.send_signal(signal.SIGSTOP)
-    said = last_line("training.py", *options)
-    assert said == f"training.py: another training is at work in {tmp_path / 'Checkpoint'}"
+    with pytest.raises(UserError, match=f"another training is at work in {tmp_path}/Checkpoint"):
+        small_run(tmp_path / "Checkpoint")
     process.kill()
     process.wait()
-    train_here(small_dataset, tmp_path, "--epochs", "1")
+    small_run(tmp_path / "Checkpoint", "--fresh")
 
 
 # ---- mistakes ----
@@ -385,25 +361,25 @@ def test_the_step_before_was_not_run(tmp_path):
     assert said == f"training.py: {tmp_path}/dataset.json is missing: run preprocess.py first"
 
 
-def test_ctrl_c_says_how_to_go_on(monkeypatch):
-    def interrupt():
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (KeyboardInterrupt(), "training.py: stopped; the same command, without --fresh"),
+        (RuntimeError("OOM when allocating tensor with shape[32,96,54,54]"), "out of memory"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), "out of memory: training.py needs"),
+    ],
+)
+def test_ctrl_c_and_out_of_memory(monkeypatch, error, line):
+    """They end in one line; any other error keeps its traceback."""
+
+    def fail(error):
+        raise error
 
     monkeypatch.setattr("sys.argv", ["training.py"])
-    with pytest.raises(SystemExit, match="training.py: stopped; the same command, without --fresh"):
-        preprocess.run_main(interrupt)
-
-
-@pytest.mark.parametrize(
-    "words", ["OOM when allocating tensor with shape[32,96,54,54]", "RESOURCE_EXHAUSTED: Out of"]
-)
-def test_out_of_memory(dataset, tmp_path, monkeypatch, words):
-    def refuse(*arguments, **options):
-        raise RuntimeError(words)
-
-    monkeypatch.setattr(keras.Sequential, "fit", refuse)
-    with pytest.raises(SystemExit, match="out of memory: training.py needs"):
-        preprocess.run_main(lambda: train_here(dataset, tmp_path))
+    with pytest.raises(SystemExit, match=line):
+        find_images.run_main(lambda: fail(error))
+    with pytest.raises(RuntimeError, match="another"):
+        find_images.run_main(lambda: fail(RuntimeError("another")))
 
 
 # ---- --start-from ----
@@ -460,7 +436,7 @@ def test_a_start_that_cannot_be_used(small_dataset, copy, tmp_path, capsys):
         train_here(small_dataset, tmp_path, "--start-from", broken)
 
 
-def test_a_disk_without_locks(dataset, tmp_path, monkeypatch, capsys):
+def test_a_disk_without_locks(tmp_path, monkeypatch, capsys):
     """As some network disks: flock fails. HDF5 is told not to try, and a line says so."""
 
     def flock(*_):
@@ -468,6 +444,5 @@ def test_a_disk_without_locks(dataset, tmp_path, monkeypatch, capsys):
 
     assert os.environ["HDF5_USE_FILE_LOCKING"] == "FALSE"  # set by training.py, before h5py
     monkeypatch.setattr(fcntl, "flock", flock)
-    run = SimpleNamespace(folder=tmp_path)
-    training.Run.lock(run)
+    small_run(tmp_path)
     assert "no lock in" in capsys.readouterr().out
