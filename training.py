@@ -201,7 +201,7 @@ def print_devices(precision):
     devices, backend = keras.distribution.list_devices(), keras.backend.backend()
     print(f"device {', '.join(devices)}, backend {backend}, {precision}")
     if all(device.startswith("cpu") for device in devices):
-        print("no GPU is used: if there is one, see README.md, On a GPU")
+        print("no GPU is used: if there is one, see README.md, With the photographs")
     elif len(devices) > 1 and backend == "tensorflow":
         print(f"only {devices[0]} is used: for several GPUs see README.md, Several GPUs")
 
