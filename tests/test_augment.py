@@ -349,8 +349,8 @@ def test_training_ends_with_its_processes(small_dataset, tmp_path, start):
 @pytest.mark.parametrize("asked", [False, True])
 def test_processes_end_with_training(dataset, capfd, asked):
     """And say nothing: while they wait for their first batch, and while they make one."""
-    pool = augment_hands.Pool(augment_hands.Augmentation(dataset, 0), 1)
-    process = pool.idle.get()
+    pool = augment_hands.Pool(augment_hands.Augmentation(dataset, 0), 2)
+    process = pool.idle.get()  # the other one must not keep its pipes open
     if asked:
         pickle.dump((pool.facts, 0, range(3), 1), process.stdin)
     process.stdout.close()

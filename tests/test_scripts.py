@@ -1,11 +1,12 @@
 """The three scripts in order, as the README has them, and draw_hands.py."""
 
+import re
 import shutil
 import subprocess
 import sys
 
 import cv2
-from conftest import copy_scripts, script
+from conftest import ROOT, copy_scripts, script
 
 
 def test_in_order_from_another_folder(drawings, tmp_path):
@@ -49,3 +50,10 @@ def test_drawings_depend_on_the_seed_only(drawings, tmp_path):
             assert cv2.imread(str(path)).shape == (200, 200, 3)
             same = path.read_bytes() == (drawings / path.name).read_bytes()
             assert same == (folder == "same")
+
+
+def test_no_script_imports_tensorflow():
+    """Any backend of Keras will do."""
+    for name in ("preprocess.py", "training.py", "test.py"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert not re.search(r"^\s*(import|from) tensorflow", text, re.MULTILINE)

@@ -82,6 +82,12 @@ def same_layer(*layers):
     return type(layers[0]) is type(layers[1]) and first == other
 
 
+def test_sizes_and_parameters(model):
+    sizes = [layer.output.shape[1] for layer in model.layers if len(layer.output.shape) == 4]
+    assert list(dict.fromkeys(sizes)) == [224, 54, 27, 17, 8, 6, 4, 2, 1]
+    assert model.count_params() == 28_103_776
+
+
 @pytest.mark.skipif(not SHARED.exists(), reason="the article is not on this machine")
 def test_the_table_above_is_the_articles():
     text = (SHARED / "article" / "article.fr.md").read_text(encoding="utf-8")
