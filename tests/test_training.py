@@ -85,7 +85,8 @@ def same_layer(*layers):
 def test_sizes_and_parameters(model):
     sizes = [layer.output.shape[1] for layer in model.layers if len(layer.output.shape) == 4]
     assert list(dict.fromkeys(sizes)) == [224, 54, 27, 17, 8, 6, 4, 2, 1]
-    assert model.count_params() == 28_103_776
+    assert model.count_params() == 28_103_776 and model.output_shape == (None, 24)
+    assert training.build_model(29, seed=0).output_shape == (None, 29)
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the article is not on this machine")
@@ -352,7 +353,7 @@ def test_two_trainings_at_once(small_dataset, tmp_path, start):
     process = start("training.py", *options)
     wait_until((tmp_path / "Weights_Full" / "class_names.json").exists, process)
     process.send_signal(signal.SIGSTOP)
-    with pytest.raises(UserError, match=f"another training is at work in {tmp_path}/Checkpoint"):
+    with pytest.raises(UserError, match=f"another training is at work in {tmp_path}/Checkpoint$"):
         small_run(tmp_path / "Checkpoint")
     process.kill()
     process.wait()
@@ -371,8 +372,8 @@ def test_the_step_before_was_not_run(tmp_path):
     "error, line",
     [
         (KeyboardInterrupt(), "training.py: stopped; the same command, without --fresh"),
-        (RuntimeError("OOM when allocating tensor with shape[32,96,54,54]"), "out of memory"),
-        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), "out of memory: training.py needs"),
+        (RuntimeError("OOM when allocating tensor"), "out of memory: training.py needs"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of"), "out of memory: training.py needs"),
     ],
 )
 def test_ctrl_c_and_out_of_memory(monkeypatch, error, line):
