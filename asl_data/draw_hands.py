@@ -8,7 +8,6 @@ drawings: an accuracy measured on them says nothing about photographs of real ha
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import cv2
@@ -23,7 +22,7 @@ LINE, CREASE = 70, 150  # how bright that line and the skin folds are, 255 is fu
 # A part is filled in rings from its edge (1.0) to its middle, and gets brighter inwards.
 RINGS = [(1.0, 150), (0.92, 170), (0.82, 190), (0.7, 206), (0.55, 220), (0.38, 230), (0.2, 236)]
 
-# Skin tones from light to dark, blue-green-red; a hand takes a tone between two of them.
+# Skin tones from light to dark, BGR; a hand takes a tone between two of them.
 SKIN = np.array(
     [
         (184, 207, 243),
@@ -39,15 +38,15 @@ SKIN = np.array(
 
 CIRCLE = np.array([(np.cos(t), np.sin(t)) for t in np.linspace(0, 2 * np.pi, 24, False)])
 
-# -----------------------------------------------------------------------------
-# a hand, in units that are about one pixel: x to the right, y down, (0, 0) in its middle
+# ---- a hand, in units that are about one pixel: x to the right, y down, (0, 0) in its middle ----
 
 
 class Hand:
-    """
-    One hand while it is drawn. `relief` is a uint8 array (SIZE*ZOOM, SIZE*ZOOM): 0 where
-    there is no hand, else how bright the skin is. `matrix` (2, 2) and `middle` (2,) take
-    hand units to pixels of the picture; the hand keeps both for those of `relief`.
+    """One hand while it is drawn.
+
+    relief: uint8 (SIZE * ZOOM, SIZE * ZOOM), how bright the skin is, 0 where there is no hand;
+    matrix (2, 2) and middle (2,): from hand units to pixels of the picture. The hand keeps both
+    for pixels of relief.
     """
 
     def __init__(self, matrix, middle):
@@ -184,8 +183,7 @@ def shrink(image):
     return image.astype(np.float32) / 255
 
 
-# -----------------------------------------------------------------------------
-# the scene around it; images are float32 (SIZE, SIZE, 3), blue-green-red, 0..255
+# ---- the scene around it; images are float32 (SIZE, SIZE, 3), BGR, 0..255 ----
 
 
 def ramp(rng):
@@ -225,7 +223,7 @@ def pick_skin(rng):
 
 
 def light_hand(relief, skin, toward):
-    """The colored hand, lit from the direction `toward`, a (2,) vector."""
+    """The coloured hand, lit from the direction `toward`, a (2,) vector."""
     soft = cv2.GaussianBlur(relief, (0, 0), 1.5)
     slope = cv2.Sobel(soft, -1, 1, 0) * toward[0] + cv2.Sobel(soft, -1, 0, 1) * toward[1]
     bright = np.clip(cv2.GaussianBlur(relief, (0, 0), 0.6) - 0.35 * slope, 0.1, 1.2)
@@ -234,7 +232,7 @@ def light_hand(relief, skin, toward):
 
 
 def draw_picture(letter, rng):
-    """One picture of a hand that signs the letter, uint8 (SIZE, SIZE, 3), blue-green-red."""
+    """One picture of a hand that signs the letter, uint8 (SIZE, SIZE, 3), BGR."""
     relief, mask = draw_hand(letter, rng)
     skin = pick_skin(rng)
     angle = rng.uniform(-np.pi, 0)  # light comes from above
@@ -249,8 +247,7 @@ def draw_picture(letter, rng):
     return image.clip(0, 255).astype(np.uint8)
 
 
-# -----------------------------------------------------------------------------
-# the files
+# ---- the files ----
 
 
 def write_picture(path, picture):
@@ -268,33 +265,17 @@ def write_pictures(folder, count, seed):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Draw hands that sign A, B and C.")
+    add = parser.add_argument
     default = Path(__file__).resolve().parent / "demo"
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=default,
-        help="folder for the pictures (default: demo beside this script)",
-    )
-    parser.add_argument(
-        "--count", type=int, default=320, help="pictures per letter (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="number that fixes every picture (default: %(default)s)"
-    )
-    args = parser.parse_args(argv)
-    if args.count < 1:
-        parser.error("--count must be at least 1")
-    if args.seed < 0:
-        parser.error("--seed must be at least 0")
-    try:
-        write_pictures(args.output, args.count, args.seed)
-    except OSError as error:
-        print(f"draw_hands.py: error: {error}", file=sys.stderr)
-        return 1
-    print(f"wrote {args.count * len(POSES)} pictures to {args.output}")
+    about = "folder for the pictures (default: demo beside this script)"
+    add("--output", type=Path, default=default, metavar="PATH", help=about)
+    add("--count", type=int, default=320, metavar="N", help="per letter (default: 320)")
+    add("--seed", type=int, default=0, metavar="N", help="of every picture (default: 0)")
+    options = parser.parse_args(argv)
+    write_pictures(options.output, options.count, options.seed)
+    print(f"wrote {options.count * len(POSES)} pictures to {options.output}")
     print("these are drawings: an accuracy on them says nothing about photographs")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
