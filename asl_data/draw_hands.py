@@ -45,8 +45,8 @@ class Hand:
     """One hand while it is drawn.
 
     relief: uint8 (SIZE * ZOOM, SIZE * ZOOM), how bright the skin is, 0 where there is no hand;
-    matrix (2, 2) and middle (2,): from hand units to pixels of the picture. The hand keeps both
-    for pixels of relief.
+    matrix (2, 2) and middle (2,): from hand units to pixels. They are given for pixels of the
+    picture, and kept for pixels of relief.
     """
 
     def __init__(self, matrix, middle):
@@ -272,6 +272,10 @@ def main(argv=None):
     add("--count", type=int, default=320, metavar="N", help="per letter (default: 320)")
     add("--seed", type=int, default=0, metavar="N", help="of every picture (default: 0)")
     options = parser.parse_args(argv)
+    if options.count < 1:
+        parser.error("--count must be at least 1")
+    if options.seed < 0:
+        parser.error("--seed must be at least 0")
     write_pictures(options.output, options.count, options.seed)
     print(f"wrote {options.count * len(POSES)} pictures to {options.output}")
     print("these are drawings: an accuracy on them says nothing about photographs")
