@@ -7,8 +7,9 @@ Numpy_folder/augmented.jpg, 48 augmented training images. You should be able to 
     python asl_data/augment_hands.py --numpy-folder my_arrays --strength 0.3 --seed 1
 
 If a camera stood still, its frames together show the whole background. So the hand can be cut out
-(`cut_hands`) and put in front of a drawn background (`draw_background`). The other photographs,
-and a quarter of all images, are augmented as a whole.
+(`cut_hands`) and put in front of a drawn background (`draw_background`). Three of four training
+images show such a hand, the fourth is a whole photograph. If few hands of a letter can be cut out,
+all are whole photographs.
 """
 
 import argparse
@@ -16,13 +17,13 @@ import math
 import os
 import pickle
 import re
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from queue import SimpleQueue
+from subprocess import PIPE, Popen
 from tempfile import TemporaryDirectory
 
 import cv2
@@ -67,16 +68,15 @@ def move_photograph(picture, rng, strength):
 
 def move_hand(picture, mask, studio, rng, strength):
     """The hand at another place, of another size and sometimes bent: uint8 (SIZE, SIZE, 4) of blue,
-    green, red, mask."""
+    green, red, and the mask, here 0 to 255."""
     top, bottom, left, right = fist_box(mask)
     middle, side = ((left + right) / 2, (top + bottom) / 2), max(right - left, bottom - top)
     move = movement(middle, *place_hand(middle, side, rng, strength), rng, strength)
-    hand = cv2.cvtColor(picture, cv2.COLOR_BGR2BGRA)
     inner = cv2.erode(mask, None)  # without the edge, whose pixels show the wall too
-    cv2.insertChannel(inner * 255, hand, 3)
+    hand = cv2.merge([*cv2.split(picture), inner * 255])
     hand = cv2.warpPerspective(hand, move, (SIZE, SIZE), borderMode=BORDER)
     if rng.random() < 0.7 * strength:
-        palm = move @ ((left + right) / 2, 0.3 * top + 0.7 * bottom, 1)
+        palm = move @ (middle[0], 0.3 * top + 0.7 * bottom, 1)
         bend = studio.bend(palm[:2] / palm[2], rng, strength)
         hand = cv2.remap(hand, bend, None, cv2.INTER_LINEAR, borderMode=BORDER)
     return hand
@@ -142,10 +142,9 @@ def paste(hand, studio, rng, strength):
     if rng.random() < 0.7:
         mask = cv2.GaussianBlur(mask, (0, 0), rng.uniform(0.5, 1.5))
     mask = cv2.merge([mask] * 3)
-    return cv2.add(
-        cv2.multiply(picture, mask, scale=1 / 255),
-        cv2.multiply(background, cv2.bitwise_not(mask), scale=1 / 255),
-    )
+    picture = cv2.multiply(picture, mask, scale=1 / 255)
+    background = cv2.multiply(background, cv2.bitwise_not(mask), scale=1 / 255)
+    return cv2.add(picture, background)
 
 
 def brightness(picture, mask=None):
@@ -207,10 +206,10 @@ def other_camera(picture, studio, rng, strength):
 
 def hide_patches(picture, rng):
     for _ in range(rng.integers(1, 4)):
-        left, top = rng.integers(-20, SIZE, 2).tolist()
-        width, height = rng.integers(8, 60, 2).tolist()
-        corner = (left + width, top + height)
-        cv2.rectangle(picture, (left, top), corner, pick_color(rng).tolist(), -1)
+        corner = rng.integers(-20, SIZE, 2)
+        opposite = corner + rng.integers(8, 60, 2)
+        color = pick_color(rng).tolist()
+        cv2.rectangle(picture, corner.tolist(), opposite.tolist(), color, -1)
 
 
 def add_bars(picture, rng):
@@ -244,9 +243,8 @@ def cut_hands(images, letters, names):
                 background = find_background(images, rows)
                 if background is None:
                     continue
-                cut = partial(cut_hand, background=background)
-                cuts = zip(rows, pool.map(cut, (images[row] for row in rows)))
-                found = {row: np.packbits(mask) for row, mask in cuts if mask is not None}
+                cuts = pool.map(cut_hand, (images[row] for row in rows), [background] * len(rows))
+                found = {row: np.packbits(cut) for row, cut in zip(rows, cuts) if cut is not None}
                 if len(found) > 0.2 * len(rows):  # a few may be found by chance
                     masks[list(found)] = list(found.values())
     return masks
@@ -261,7 +259,7 @@ def scenes(images, letters, rows):
     if len(found) == 1:
         return [rows]
     per_letter = [spread(rows[indices == index], 27) for index in range(len(found))]
-    seen = [find_common([sparse(images[row]) for row in some]) for some in per_letter]
+    seen = [find_common(sparse(images[some])) for some in per_letter]
     # What the frames of one letter have in common may show its hand: the 25th percentile of the
     # pixels ignores it.
     off = [[np.percentile(difference(a, b, measure_gains(a, b)), 25) for a in seen] for b in seen]
@@ -272,24 +270,24 @@ def scenes(images, letters, rows):
     return [rows[groups == group] for group in np.unique(groups)]
 
 
-def sparse(image):
-    """Every fourth pixel: enough to measure the light."""
-    return image[EDGE:-EDGE:4, EDGE:-EDGE:4]
+def sparse(images):
+    """Every fourth pixel of one image or many: enough to measure the light."""
+    return images[..., EDGE:-EDGE:4, EDGE:-EDGE:4, :]
 
 
 def find_background(images, rows):
     """The background of these frames, uint8 (SIZE, SIZE, 3); None if they share none.
 
-    They share none if there are fewer than 27, or if their brightness beside the background's
+    They share none if there are fewer than 27, or if their brightness relative to the background's
     varies. A moved camera is not noticed: then `cut_hand` finds few hands, or wrong ones if the
     wall is nearly plain.
     """
     if len(rows) < 27:
         return None
-    some = spread(rows, 81)
-    background = find_common(images[some])
-    known = sparse(background) + 1.0
-    light = np.log([np.median((sparse(images[row]) + 1.0) / known) for row in some])
+    frames = images[spread(rows, 81)]
+    background = find_common(frames)
+    gains = (sparse(frames) + 1.0) / (sparse(background) + 1.0)
+    light = np.log(np.median(gains, axis=(1, 2, 3)))
     return background if np.median(np.abs(light - np.median(light))) < 0.15 else None
 
 
@@ -304,9 +302,8 @@ def find_common(frames):
     A hand is darker or redder than the wall. So at each pixel, the third of the frames with the
     largest 2 * blue - red shows the background (both divided by their 80th percentile there).
     """
-    frames = np.asarray(frames)
-    blue, _, red = np.moveaxis(frames / (np.percentile(frames, 80, axis=0) + 1), -1, 0)
-    order = (2 * blue - red).argsort(axis=0)
+    light = frames / (np.percentile(frames, 80, axis=0) + 1)
+    order = (2 * light[..., 0] - light[..., 2]).argsort(axis=0)
     third = math.ceil(len(frames) / 3)
     bluest = np.take_along_axis(frames, order[-third:, ..., None], axis=0)
     return np.median(bluest, axis=0).astype(np.uint8)
@@ -334,12 +331,11 @@ def cut_hand(image, background):
     if not 0.04 < mask.mean() < 0.6 or not mask[-3:].any():
         return None
     top, _, left, right = fist_box(mask)
-    if not (top > 1 and left > 1 and right < len(mask) - 1):
+    if min(top, left, len(mask) - right) < 2:
         return None  # a part of it is not in the picture
     light = cv2.cvtColor(known, cv2.COLOR_BGR2GRAY)
-    unclear = light < 95
-    if brightness(now, mask) > 130:  # a light hand is not seen in a window
-        unclear |= light > 245
+    brightest = 245 if brightness(now, mask) > 130 else 255  # a light hand is not seen in a window
+    unclear = (light < 95) | (light > brightest)
     if cv2.countNonZero(cv2.dilate(mask, np.ones((7, 7))) & unclear) > 0.01 * mask.sum():
         return None  # before a dark beam or in a window, where its edge is not seen
     return np.pad(mask, EDGE)
@@ -357,14 +353,10 @@ def difference(now, known, gains):
     it even from a wall that is as light.
     """
     background = apply_table(np.arange(256)[:, None] * gains, known)
-    off = cv2.absdiff(now, background)
-    off = cv2.max(cv2.max(off[..., 0], off[..., 1]), off[..., 2])
-    skin = cv2.absdiff(red_minus_blue(now), red_minus_blue(background))
-    return cv2.max(off, cv2.convertScaleAbs(skin, alpha=1.25))
-
-
-def red_minus_blue(image):
-    return cv2.subtract(image[..., 2], image[..., 0], dtype=cv2.CV_16S)
+    blue, _, red = cv2.split(cv2.subtract(now, background, dtype=cv2.CV_16S))
+    skin = cv2.convertScaleAbs(red - blue, alpha=1.25)
+    blue, green, red = cv2.split(cv2.absdiff(now, background))
+    return cv2.max(cv2.max(blue, green), cv2.max(red, skin))
 
 
 # ---- the studio: what is drawn once, for all photographs ----
@@ -451,6 +443,9 @@ def texture(rng):
     return sum(weight * smooth(rng, 2 << n, 4 << n) for n, weight in enumerate(weights))
 
 
+# Each thing is drawn into a background, float32 (SIZE, SIZE, 3).
+
+
 def draw_clutter(background, rng):
     """Many things before each other, of a few colours. Their number falls with size ** -3, as in
     photographs ("dead leaves", Lee, Mumford and Huang 2001)."""
@@ -497,17 +492,15 @@ def draw_person(background, rng):
     size = int(rng.integers(22, 75))
     skin = rng.uniform(60, 235) * np.array((0.72, 0.84, 1.0)) * rng.uniform(0.92, 1.08, 3)
     cloth, hair = pick_color(rng).tolist(), (rng.uniform(5, 120) * np.array((0.8, 0.9, 1))).tolist()
-    cv2.ellipse(background, (x, y + 3 * size), (2 * size, int(1.8 * size)), 0, 0, 360, cloth, -1)
+    ellipse = partial(cv2.ellipse, background, angle=0, startAngle=0, endAngle=360, thickness=-1)
+    ellipse((x, y + 3 * size), (2 * size, int(1.8 * size)), color=cloth)
     neck = (skin * 0.8).tolist()
     cv2.rectangle(background, (x - size // 3, y), (x + size // 3, y + 2 * size), neck, -1)
-    cv2.ellipse(background, (x, y - size // 4), (size, int(1.2 * size)), 0, 0, 360, hair, -1)
-    face = (int(0.8 * size), int(1.1 * size))
-    cv2.ellipse(background, (x, y), face, 0, 0, 360, skin.tolist(), -1)
-    for side in (-1, 1):
-        eye = (x + side * size // 3, y - size // 5)
-        cv2.ellipse(background, eye, (size // 7, size // 12), 0, 0, 360, hair, -1)
-    mouth = (skin * 0.7).tolist()
-    cv2.ellipse(background, (x, y + size // 2), (size // 4, size // 12), 0, 0, 360, mouth, -1)
+    ellipse((x, y - size // 4), (size, int(1.2 * size)), color=hair)
+    ellipse((x, y), (int(0.8 * size), int(1.1 * size)), color=skin.tolist())
+    for side in (-1, 1):  # eyes, then the mouth
+        ellipse((x + side * size // 3, y - size // 5), (size // 7, size // 12), color=hair)
+    ellipse((x, y + size // 2), (size // 4, size // 12), color=(skin * 0.7).tolist())
 
 
 def draw_stripes(background, rng):
@@ -625,9 +618,8 @@ class Pool:
         np.save(path, augmentation.masks)
         self.facts = (augmentation.folder, augmentation.id, augmentation.seed, path)
         command = [sys.executable, __file__, "--serve"]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         for _ in range(count):  # in a new session, so Ctrl-C does not reach them
-            self.idle.put(subprocess.Popen(command, **pipes, start_new_session=True))
+            self.idle.put(Popen(command, stdin=PIPE, stdout=PIPE, start_new_session=True))
 
     def images(self, epoch, places, strength):
         """The augmented images at these places of an epoch, uint8 (n, SIZE, SIZE, 3)."""
