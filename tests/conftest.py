@@ -1,7 +1,6 @@
 """What the tests share: drawn hands, a data set of them, a network trained on it."""
 
 import gc
-import importlib.util
 import json
 import os
 import shutil
@@ -52,14 +51,6 @@ def last_line(name, *arguments):
     return done.stderr.splitlines()[-1]
 
 
-def load_script(path):
-    """A script as a module; `import test` would find Python's own package of that name."""
-    spec = importlib.util.spec_from_file_location(f"{path.stem}_script", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def wait_until(condition, process=None, seconds=100):
     deadline = time.monotonic() + seconds
     while not condition():
@@ -85,10 +76,11 @@ def equal(some, others):
     return some.keys() == others.keys() and all(np.array_equal(some[k], others[k]) for k in some)
 
 
-def copy_images(drawings, folder, name):
-    """Copy the drawings, each under name(letter, number)."""
+def copy_images(drawings, folder, name, letters="ABC"):
+    """Copy the drawings, each under name(letter, number), A, B and C as other letters."""
     for path in drawings.iterdir():
-        target = folder / name(*path.stem.split("_"))
+        letter, number = path.stem.split("_")
+        target = folder / name(letters["ABC".index(letter)], number)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
     return folder
@@ -130,12 +122,17 @@ def change_json(path, change):
 
 def read_hdf5(path):
     """{name: array} of all that a file holds."""
-    found = {}
+    names = []
     with h5py.File(path) as file:
-        file.visititems(
-            lambda name, item: found.update({name: item[()]}) if hasattr(item, "shape") else None
-        )
-    return found
+        file.visit(names.append)
+        return {name: file[name][()] for name in names if isinstance(file[name], h5py.Dataset)}
+
+
+def stop_early(folder, copy):
+    """Copy a run, by links, as it was before its last epoch."""
+    ignore = shutil.ignore_patterns(".lock", run_of(folder)["epochs"][-1]["file"])
+    shutil.copytree(folder, copy, copy_function=os.link, ignore=ignore)
+    change_json(copy / "Checkpoint" / "run.json", lambda run: run["epochs"].pop())
 
 
 def assert_same_run(folder, other):

@@ -7,16 +7,16 @@ import re
 import shutil
 import signal
 import subprocess
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED, folders, load_script, script, wait_until
+from conftest import SHARED, folders, script, wait_until
 
 import preprocess
-from asl_data import augment_hands, find_images
+from asl_data import augment_hands, draw_hands, find_images
 
-draw_hands = load_script(ROOT / "asl_data" / "draw_hands.py")
 SIZE = preprocess.IMAGE_SIZE
 
 
@@ -271,11 +271,8 @@ def test_fingers_spread_and_close(augmentation, monkeypatch):
     assert min(wide) < 0.8 * 45 and max(wide) > 1.6 * 45
 
 
-class Grey:
-    """A studio with grey backgrounds only."""
-
-    def background(self, rng):
-        return np.full((SIZE, SIZE, 3), 128, np.uint8)
+# A studio with grey backgrounds only.
+GREY = SimpleNamespace(background=lambda rng: np.full((SIZE, SIZE, 3), 128, np.uint8))
 
 
 def test_a_hand_stands_out():
@@ -284,7 +281,7 @@ def test_a_hand_stands_out():
     outside = cv2.dilate(mask, np.ones((15, 15))) == 0
     for seed in range(300):  # dark, middling and light hands
         hand = np.dstack([np.full((SIZE, SIZE, 3), (10, 60, 240)[seed % 3], np.uint8), mask])
-        picture = augment_hands.paste(hand, Grey(), np.random.default_rng(seed), 1)
+        picture = augment_hands.paste(hand, GREY, np.random.default_rng(seed), 1)
         assert abs(picture[inside].mean() - picture[outside].mean()) > 12
 
 
@@ -295,7 +292,7 @@ def test_some_hands_are_against_the_light():
     hand[:, : SIZE // 2, 3], hand[:, SIZE // 2 :, 3] = 255, 0
     against = []
     for seed in range(200):
-        picture = augment_hands.paste(hand, Grey(), np.random.default_rng(seed), 1)
+        picture = augment_hands.paste(hand, GREY, np.random.default_rng(seed), 1)
         upper, lower, wall = picture[:90, :90].mean(), picture[110:, :90].mean(), picture[:, -90:]
         if lower < 60 and wall.mean() > 175:
             against.append(upper / lower)
@@ -314,19 +311,20 @@ def test_the_sheet(dataset, tmp_path):
     assert (sheet[: 3 * SIZE] != sheet[3 * SIZE :]).any()  # two epochs of 24 images
 
 
-def test_batches_are_those_of_the_augmentation(dataset, monkeypatch):
+def test_batches_are_those_of_the_augmentation(augmentation, monkeypatch):
     """Whichever process makes an image, whatever OpenCV prints there."""
     import training
 
     monkeypatch.setenv("OPENCV_LOG_LEVEL", "INFO")
     arguments = ["--augment", "--epochs", "11", "--batch-size", "4"]
-    arguments += ["--numpy-folder", str(dataset)]
+    arguments += ["--numpy-folder", str(augmentation.folder)]
     options, strengths = training.parse_options(arguments), []
-    batches = training.AugmentedBatches(options, preprocess.load_dataset(dataset))
+    batches = training.AugmentedBatches(options, preprocess.load_dataset(augmentation.folder))
     for epoch in (0, 2, 5, 10):
         batches.shuffle(epoch)
         strengths.append(batches.strength)
     assert np.allclose(strengths, [0.1, 0.1 + 0.9 * 2 / 4.4, 1, 1])
+    assert batches.augmentation.is_cut.any()
     for index in range(len(batches)):
         images, labels = batches[index]
         assert np.array_equal(labels, batches.labels[batches.order[batches.places(index)]])

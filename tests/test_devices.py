@@ -6,14 +6,15 @@ from subprocess import PIPE, run
 
 import numpy as np
 import pytest
-from conftest import ROOT, folders, make, read_hdf5, run_of, script, wait_until
+from conftest import ROOT, assert_same_run, folders, make, read_hdf5, run_of, script, stop_early
+from conftest import wait_until
 
 import preprocess
 
 pytest.importorskip("jax")
 
 # Two steps of all 24 images. In more and larger ones rounding grows as much as a fault would.
-OPTIONS = ("--epochs", "2", "--batch-size", "24", "--learning-rate", "0.0001")
+OPTIONS = ("--epochs", "2", "--batch-size", "24", "--learning-rate", "0.0001", "--momentum", "0.9")
 
 
 @pytest.fixture
@@ -50,6 +51,15 @@ def one_device(dataset, tmp_path_factory):
         options = ("--numpy-folder", dataset, *folders(folder), *OPTIONS)
         script("training.py", *options, check=True)
     return folder
+
+
+def test_goes_on_exactly(dataset, one_device, tmp_path, monkeypatch):
+    """One device; test_training.py has the other backend."""
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    stop_early(one_device, tmp_path / "run")
+    options = ("--numpy-folder", dataset, *folders(tmp_path / "run"), *OPTIONS)
+    assert "goes on after epoch 1" in script("training.py", *options, check=True).stdout
+    assert_same_run(tmp_path / "run", one_device)
 
 
 def test_three_devices(dataset, one_device, tmp_path, monkeypatch):

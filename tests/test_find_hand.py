@@ -1,15 +1,17 @@
 """asl_data/find_hand.py: the square around a hand, with the answers of a detector or with it."""
 
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED, change_json, folders, last_line, load_script, make, script
+from conftest import SHARED, change_json, folders, last_line, make, script
 
 import preprocess
+import test as test_script
 from asl_data import find_hand
-from preprocess import UserError
+from preprocess import UserError, resize
 
 
 def answer(monkeypatch, place, middle, size, finger=(0, -9), score=5.0):
@@ -71,20 +73,20 @@ def test_option_of_preprocess_and_test(drawings, copy, tmp_path, monkeypatch, ca
     _, facts = make(tmp_path / "n", "--data", drawings, "--find-hand")
     assert facts["find_hand"] is True
     images, _ = preprocess.load_split(tmp_path / "n", "train", facts)
-    original = cv2.imread(str(drawings / facts["rows"]["train"][0]))
-    expected = preprocess.resize(find_hand.crop_hand(original))
-    assert np.array_equal(images[0], expected)
-    assert not np.array_equal(images[0], preprocess.resize(original))
-    for path in (copy / "Checkpoint" / "run.json", copy / "Weights_Full" / "class_names.json"):
-        change_json(path, lambda saved: saved["settings"].update(find_hand=True))
-    test_script = load_script(ROOT / "test.py")
-    given = [str(drawings / "A_1.jpg"), *map(str, folders(copy))]
-    lines, _ = {}, capsys.readouterr()
-    for option in ("--find-hand", "--no-find-hand", None):
-        test_script.main([*given, option] if option else given)
-        lines[option] = capsys.readouterr().out
-    assert "each picture is cut to its hand, to its middle" in lines["--find-hand"]
-    assert lines["--find-hand"] == lines[None] != lines["--no-find-hand"]
+    path = drawings / facts["rows"]["train"][0]
+    whole = cv2.imread(str(path))
+    expected = {True: resize(find_hand.crop_hand(whole)), False: resize(whole)}
+    assert np.array_equal(images[0], expected[True])
+    assert not np.array_equal(images[0], expected[False])
+    for facts in (copy / "Checkpoint" / "run.json", copy / "Weights_Full" / "class_names.json"):
+        change_json(facts, lambda saved: saved["settings"].update(find_hand=True))
+    predict = Mock(return_value=np.eye(24)[:1])
+    monkeypatch.setattr(test_script, "predict", predict)
+    for option, cut in (["--find-hand"], True), (["--no-find-hand"], False), ([], True):
+        capsys.readouterr()
+        test_script.main([str(path), *map(str, folders(copy)), *option])
+        assert ("each picture is cut to its hand" in capsys.readouterr().out) == cut
+        assert np.array_equal(predict.call_args.args[1][0], expected[cut])
 
 
 def test_without_the_detector(drawings, tmp_path, monkeypatch):
