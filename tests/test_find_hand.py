@@ -85,7 +85,7 @@ def test_option_of_preprocess_and_test(drawings, copy, tmp_path, monkeypatch, ca
     for option, cut in (["--find-hand"], True), (["--no-find-hand"], False), ([], True):
         capsys.readouterr()
         test_script.main([str(path), *map(str, folders(copy)), *option])
-        assert ("each picture is cut to its hand" in capsys.readouterr().out) == cut
+        assert ("each picture is cut to its hand, to its middle" in capsys.readouterr().out) == cut
         assert np.array_equal(predict.call_args.args[1][0], expected[cut])
 
 

@@ -22,12 +22,20 @@ FLAT = "{}_{}.jpg".format
 # ---- what it writes ----
 
 
+def test_shapes_and_types(dataset):
+    for split, rows in (("train", 24), ("validation", 9), ("test", 3)):
+        images, labels = load(dataset, split)
+        assert images.shape == (rows, 224, 224, 3) and images.dtype == np.uint8
+        assert labels.shape == (rows, 24) and labels.dtype == np.float32
+        assert np.array_equal(labels.sum(axis=1), np.ones(rows))
+        assert labels[:, :3].sum(axis=0).tolist() == [rows / 3] * 3  # A, B, C are 0, 1, 2
+
+
 def test_rows_are_what_the_article_reads(drawings, dataset):
     """Each row equals cv2.imread and cv2.resize of the file that dataset.json names for it."""
     rows, seen = preprocess.load_dataset(dataset)["rows"], set()
     for split in preprocess.SPLITS:
         images, labels = load(dataset, split)
-        assert images.dtype == np.uint8 and labels.dtype == np.float32
         for image, label, name in zip(images, labels, rows[split], strict=True):
             article = cv2.resize(cv2.imread(str(drawings / name)), (224, 224))
             assert np.array_equal(image, article)
@@ -436,9 +444,10 @@ def test_nothing_in_an_array_is_executed(dataset, tmp_path):
             return os.mkdir, (str(tmp_path / "harm"),)
 
     array = np.array([Harm()] * 24, dtype=object)
-    np.save(tmp_path / "out" / "train_classes.npy", array, allow_pickle=True)
-    with pytest.raises(ValueError):
-        load(tmp_path / "out", "train")
+    for name in ("train_classes.npy", "train_set.npy"):  # the second is read first
+        np.save(tmp_path / "out" / name, array, allow_pickle=True)
+        with pytest.raises(ValueError):
+            load(tmp_path / "out", "train")
     assert not (tmp_path / "harm").exists()
 
 

@@ -121,7 +121,8 @@ def test_other_letters_are_refused(known, wanted):
     network, data = (
         {"classes": [*some], "columns": names} for some, names in zip((known, wanted), columns)
     )
-    message = f"the network knows {' '.join(known)}, the data has {' '.join(wanted)}: run training"
+    message = f"the network knows {' '.join(known)}, the data has {' '.join(wanted)}: "
+    message += "run training.py --fresh"
     with pytest.raises(UserError, match=message):
         test_script.check_data(network, data, weights_are_named=True)
 

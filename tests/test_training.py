@@ -13,9 +13,9 @@ import cv2
 import keras
 import numpy as np
 import pytest
-from conftest import SHARED, TRAINING, assert_same_run, copy_images, folders
-from conftest import last_line, load, make, read_hdf5, run_of, stop_early, train, train_here
-from conftest import wait_until
+from conftest import SHARED, TRAINING, assert_same_run, copy_images, equal
+from conftest import folders, last_line, load, make, read_hdf5, run_of, stop_early, train
+from conftest import train_here, wait_until
 from keras.layers import Activation, BatchNormalization, Conv2D, Dense, Dropout, Flatten
 from keras.layers import MaxPooling2D
 
@@ -69,6 +69,13 @@ def same_layer(*layers):
     return type(layers[0]) is type(layers[1]) and first == other
 
 
+def test_sizes_and_parameters(model):
+    sizes = [layer.output.shape[1] for layer in model.layers if len(layer.output.shape) == 4]
+    assert list(dict.fromkeys(sizes)) == [224, 54, 27, 17, 8, 6, 4, 2, 1]
+    assert model.count_params() == 28_103_776 and model.output_shape == (None, 24)
+    assert training.build_model(29, seed=0).output_shape == (None, 29)
+
+
 @pytest.mark.skipif(not SHARED.exists(), reason="the article is not on this machine")
 def test_the_layers_above_are_the_articles():
     text = (SHARED / "article" / "article.fr.md").read_text(encoding="utf-8")
@@ -103,14 +110,19 @@ def small_batches(folder, seed):
     return training.Batches(training.parse_options(arguments), dataset)
 
 
-def test_dropout_depends_on_seed_and_epoch(tmp_path):
-    reseed = training.Reseed(small_batches(tmp_path, 0))
-    reseed.set_model(keras.Sequential([Dropout(0.5, seed=1)]))
-    for epoch in (0, 1, 5):
+def test_order_and_dropout_depend_on_seed_and_epoch(tmp_path):
+    orders = []
+    for seed, epoch in [(0, 0), (0, 1), (1, 0), (0, 0)]:
+        reseed = training.Reseed(small_batches(tmp_path, seed))
+        reseed.set_model(keras.Sequential([keras.layers.Dropout(0.5, seed=1)]))
         reseed.on_epoch_begin(epoch)
-        assert reseed.model.layers[0].seed_generator.state.numpy().tolist() == [1, 3 * epoch]
-    images = [reseed.batches[i][0] for i in range(3)]
-    assert [len(part) for part in images] == [8, 8, 4] and images[0].dtype == np.uint8
+        state = reseed.model.layers[0].seed_generator.state.numpy().tolist()
+        assert state == [1, 3 * epoch]
+        rows = [reseed.batches[i][0] for i in range(3)]
+        assert [len(part) for part in rows] == [8, 8, 4] and rows[0].dtype == np.uint8
+        orders.append(np.concatenate(rows)[:, 0].tolist())
+        assert sorted(orders[-1]) == list(range(20))
+    assert orders[0] == orders[3] and orders[0] != orders[1] != orders[2] != orders[0]
 
 
 def test_fit_sees_the_order_of_each_epoch(tmp_path):
@@ -157,8 +169,8 @@ def test_files_and_output(trained):
 
 
 def test_keras_opens_checkpoint_and_final_model(trained, dataset):
-    """The article divides the validation labels by 255 as well; its val_loss is 255 times too
-    small."""
+    """Both are the network that was trained, and val_loss is of whole labels: the article divides
+    the labels by 255 as well, and its val_loss is 255 times too small."""
     row, folder = run_of(trained)["epochs"][-1], trained / "Weights_Full"
     loaded = keras.models.load_model(trained / "Checkpoint" / row["file"])
     final = keras.models.model_from_json((folder / "model.json").read_text())
@@ -214,6 +226,10 @@ def test_killed_and_run_again_equals_never_killed(dataset, trained, tmp_path, st
         small_run(checkpoints)
     process.kill()
     process.wait()
+    (row,) = run_of(tmp_path)["epochs"]
+    assert row == run_of(trained)["epochs"][0]
+    paths = [folder / "Checkpoint" / row["file"] for folder in (tmp_path, trained)]
+    assert equal(*map(read_hdf5, paths))
     done = train(dataset, tmp_path, check=True)
     assert "goes on after epoch 1 of 2\n" in done.stdout
     assert_same_run(tmp_path, trained)
