@@ -77,15 +77,15 @@ def parse_options(argv):
     add = parser.add_argument
     about = "folder or zip of images (default: search asl_data)"
     add("--data", type=Path, metavar="PATH", help=about)
-    add("--classes", nargs="+", default=["A", "B", "C"], help="or the word all (default: A B C)")
+    add("--classes", nargs="+", default=["A", "B", "C"], help="names, or all (default: A B C)")
     about = "training images per class (default: 2000); smaller classes are split 8 : 3 : 1"
     add("--train", type=positive, default=2000, metavar="N", help=about)
     about = "validation images per class (default: 750)"
     add("--validation", type=positive, default=750, metavar="N", help=about)
     about = "in-order: the first frames to train, the last to test; by-folder: train/, valid/ and "
-    about += "test/, or whole folders of people, without --train, --validation (default: random)"
+    about += "test/, or whole folders of people; ignores --train, --validation (default: random)"
     add("--split", choices=["random", "in-order", "by-folder"], default="random", help=about)
-    about = "cut each image to a square around its hand, else to its middle (default: squeeze all)"
+    about = "cut each image to a square around its hand, else to its middle (default: squeeze it)"
     add("--find-hand", action="store_true", help=about)
     add("--seed", type=int, default=0, metavar="N", help="of the split (default: 0)")
     about = "where the .npy files go (default: Numpy_folder beside this script)"
@@ -109,10 +109,10 @@ def resize(image, find_hand=False):
 
 
 def list_images(images, labels, options):
-    """[(file name, class)] in the order in which they are split.
+    """[(file name, class)] in the order in which they are split; prints what is left out.
 
-    All images are ordered before some are chosen: so the split of a letter does not depend on
-    --classes.
+    All images are ordered first, then those of --classes are taken: so the split of a letter does
+    not depend on --classes.
     """
     names = list(images.names)
     if options.split == "in-order":
@@ -157,8 +157,9 @@ def deal_images(listing, classes, options):
     return dealt
 
 
-SPLIT_FOLDERS = {"train": "train", "test": "test"}
+SPLIT_FOLDERS = dict.fromkeys(("train", "training"), "train")
 SPLIT_FOLDERS |= dict.fromkeys(("val", "valid", "validation"), "validation")
+SPLIT_FOLDERS |= dict.fromkeys(("test", "testing"), "test")
 
 
 def deal_folders(listing, classes, options):
@@ -167,29 +168,30 @@ def deal_folders(listing, classes, options):
     Where there are no such folders, the top folders are dealt in 20 random orders, each to the
     split that lacks its classes most. The deal that is nearest to 8 : 3 : 1 is taken.
     """
-    folders, rows = np.unique(top_folders(listing), return_inverse=True)
+    folders, folder_of = np.unique(top_folders(listing), return_inverse=True)
     counts = np.zeros((len(folders), len(classes)), int)
-    np.add.at(counts, (rows, [classes.index(label) for _, label in listing]), 1)
+    np.add.at(counts, (folder_of, [classes.index(label) for _, label in listing]), 1)
     wanted = np.outer([8, 3, 1], counts.sum(axis=0)) / 12  # of each class in each split
     deal = np.array([SPLIT_FOLDERS.get(plain(folder), "") for folder in folders])
     if "train" not in deal:
         rng, least = np.random.default_rng(options.seed), np.inf
         for _ in range(20):
-            dealt, splits = np.zeros_like(wanted), np.empty(len(folders), int)
+            given, choice = np.zeros_like(wanted), np.empty(len(folders), int)
             for folder in rng.permutation(len(folders)):
-                splits[folder] = np.argmin((dealt / wanted) @ counts[folder])
-                dealt[splits[folder]] += counts[folder]
-            error = np.abs(dealt - wanted).sum() + len(listing) * np.sum(dealt == 0)
+                choice[folder] = np.argmin((given / wanted) @ counts[folder])
+                given[choice[folder]] += counts[folder]
+            missing = np.sum(given == 0)  # a class that a split has no image of
+            error = np.abs(given - wanted).sum() + len(listing) * missing
             if error < least:
-                least, deal = error, np.array(SPLITS)[splits]
+                least, deal = error, np.array(SPLITS)[choice]
     for split in (*SPLITS, ""):
         if split in deal:
             print(f"{split or 'left out'}: {' '.join(folders[deal == split])}")
     for split in SPLITS:
         for label, number in zip(classes, counts[deal == split].sum(axis=0)):
             if number == 0:
-                raise UserError(f"by-folder: no {split} image of class {label}")
-    return {name: split for (name, _), split in zip(listing, deal[rows])}
+                raise UserError(f"by-folder: no {split} image of class {label}: see README.md")
+    return {name: split for (name, _), split in zip(listing, deal[folder_of])}
 
 
 def write_splits(folder, images, listing, classes, columns, options):
@@ -220,6 +222,7 @@ def write_splits(folder, images, listing, classes, columns, options):
             return splits, digests
         images.leave_out(damaged, UNREADABLE)
         images.leave_out(copies, "copies of other images, which might be trained on and tested")
+        print("the others are split again")
         unusable = {*damaged, *copies}
         listing = [(name, label) for name, label in listing if name not in unusable]
 
@@ -237,7 +240,8 @@ def write_images(path, images, names, find_hand):
         image = images.read(names[row])
         if image is None:
             return None
-        array[row] = image = resize(image, find_hand)
+        image = resize(image, find_hand)
+        array[row] = image
         return hashlib.sha256(image).hexdigest()
 
     with ThreadPoolExecutor() as pool:

@@ -12,6 +12,7 @@ import string
 import sys
 import unicodedata
 import zipfile
+import zlib
 from collections import defaultdict
 from functools import cache
 from glob import glob
@@ -26,7 +27,7 @@ ASL_DATA = Path(__file__).resolve().parent
 ALPHABET = set(string.ascii_uppercase)
 KAGGLE_CLASSES = ALPHABET | {"del", "nothing", "space"}
 SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .bmp .webp .tif .tiff .gif .avif".split())
-SUFFIXES += (".heic", ".heif", ".dng", ".cr2", ".nef", ".arw", ".mov", ".mp4")  # at times of a JPEG
+SUFFIXES += (".heic", ".heif", ".dng", ".cr2", ".nef", ".arw", ".mov", ".mp4")  # some are JPEGs
 UNREADABLE = "damaged, or no image that OpenCV can read: convert HEIC to .jpg"
 NO_IMAGES = """no images in {}. Put there
   the Kaggle data set (1 GB)
@@ -37,11 +38,11 @@ https://www.kaggle.com/api/v1/datasets/download/grassknoted/asl-alphabet
 
 
 class UserError(Exception):
-    """An error that the user can mend: run_main prints it in one line, without a traceback."""
+    """An error that the user can mend: run_main prints it without a traceback."""
 
 
 def run_main(main):
-    """Run the main function of a script; end it in one line where the user can mend the error."""
+    """Run the main function of a script; an error that the user can mend ends it in a message."""
     name = Path(sys.argv[0]).name
     try:
         main()
@@ -50,7 +51,7 @@ def run_main(main):
     except KeyboardInterrupt:
         goes_on = "; the same command, without --fresh, goes on" if name == "training.py" else ""
         sys.exit(f"{name}: stopped{goes_on}")
-    except Exception as error:  # of TensorFlow, JAX
+    except Exception as error:  # TensorFlow and JAX have no common class for out of memory
         if not re.search(r"\bOOM\b|RESOURCE_EXHAUSTED", str(error)):
             raise
         sys.exit(f"{name}: out of memory: training.py needs less with a smaller --batch-size")
@@ -75,7 +76,7 @@ class Images:
         elif not path.exists():
             raise UserError(f"{path} is not there")
         else:
-            raise UserError(f"{path} is no image and no complete zip: unpack other archives")
+            raise UserError(f"{path} is no image and no complete zip: unpack it or load it again")
         # Names that begin with a dot, as ._A1.jpg, are what macOS leaves in a zip.
         found = [name for name in sorted(found) if not PurePosixPath(name).name.startswith(".")]
         self.names = [name for name in found if name.lower().endswith(SUFFIXES)]
@@ -91,7 +92,7 @@ class Images:
             data = self.zip.read(name) if self.zip else (self.path / name).read_bytes()
             flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-        except (cv2.error, zipfile.BadZipFile):  # OpenCV: an empty file, more than 2**30 pixels
+        except (cv2.error, zipfile.BadZipFile, zlib.error):  # cv2: empty, or over 2**30 pixels
             image = None
         if image is not None and image.dtype != np.uint8:  # else 12 bits of 16 are nearly black
             image = (image * (255 / max(image.max(), 1))).astype(np.uint8)
@@ -103,7 +104,7 @@ class Images:
 
 def find_images(path):
     """The Images of --data or, without it, of the first place in asl_data/ that has any."""
-    zips = sorted(filter(zipfile.is_zipfile, ASL_DATA.glob("*.*")))
+    zips = sorted(file for file in ASL_DATA.glob("*") if file.suffix.lower() == ".zip")
     places = [ASL_DATA / "new", ASL_DATA, *zips, ASL_DATA / "demo"]
     places = [path] if path else list(filter(Path.exists, places))
     for place in places:
@@ -144,21 +145,23 @@ def name_parts(name):
 
 
 def possible_classes(name, classes, others=()):
-    """The classes that an image may have: mostly one, [] if it has none of them.
+    """The classes that an image may have: mostly one, [] if none.
 
-    It is the nearest folder above the image that has the name of a class. Where no folder has, nor
-    one of the others, it is the part of the file name that is one of the classes.
+    The nearest folder with the name of a class, or of another Kaggle class, decides. Without such a
+    folder, the file name decides, unless the image is in one of the `others` folders.
     """
     folders, parts = name_parts(name)
-    named = [folder for folder in folders if folder in classes or folder in KAGGLE_CLASSES]
-    if named:
-        return [label for label in named[:1] if label in classes]
+    for folder in folders:
+        if folder in classes:
+            return [folder]
+        if folder in KAGGLE_CLASSES:
+            return []  # of another class
     return sorted(set(parts) & set(classes)) if set(others).isdisjoint(folders) else []
 
 
 def label_images(names, classes):
     """{file name: its class, or None}"""
-    others = set()  # folders at the depth of those of the classes
+    others = set()  # folders beside those of the classes: hello/3a4.jpg, beside A/, is no A
     for depth in zip_longest(*(name_parts(name)[0][::-1] for name in names)):
         if not set(classes).isdisjoint(depth):
             others |= set(depth)
@@ -170,11 +173,10 @@ def label_images(names, classes):
 
 
 def name_levels(names):
-    """{(kind, place): {file name: the name there}}; kind: 0 for folders, where place 0 is the
-    nearest, 1 for the parts of file names."""
+    """{("folder" or "part", place): {file name: the name there}}; folder 0 is the nearest."""
     levels = defaultdict(dict)
     for name in names:
-        for kind, found in enumerate(name_parts(name)):
+        for kind, found in zip(("folder", "part"), name_parts(name)):
             for place, label in enumerate(found):
                 levels[kind, place][name] = label
     return levels
@@ -184,12 +186,15 @@ def choose_classes(wanted, names):
     """(the wanted classes, sorted; {file name: its class or None})
 
     `all` takes the names at the level, of folders or in file names, that has most of the 26
-    letters. If there are no letters, it takes the images' own folders.
+    letters. With fewer than two letters, it takes the images' own folders or, if all images are in
+    one folder, the first part of the file names.
     """
     levels = name_levels(names)
     letters = {level: len(ALPHABET & set(levels[level].values())) for level in sorted(levels)}
     best = [level for level in letters if letters[level] == max(letters.values()) > 1]
-    best = best or [(0, 0) if len(set(levels[0, 0].values())) > 1 else (1, 0)]
+    if not best:
+        folders = set(levels["folder", 0].values())
+        best = [("folder", 0) if len(folders) > 1 else ("part", 0)]
     there = sorted(set(levels[best[0]].values()))
     classes = there if wanted == ["all"] else sorted(set(map(plain, wanted)))
 
@@ -207,18 +212,16 @@ def choose_classes(wanted, names):
 
 
 def top_folders(listing):
-    """For each image the topmost folder in which the images differ, folders of classes apart. In
-    file names as 10_A_1.jpg, what stands before the class counts as folders."""
+    """For each image the person or day that it is of: its first folder below those that all images
+    share, folders of classes apart. In 10_A_1.jpg, the parts before the class count as folders."""
     paths = []
     for name, label in listing:
         folders, _ = name_parts(name)  # the nearest first
         if label in folders:
             folders.remove(label)  # once: another one may be a person
-        path = folders[::-1]
         tokens = file_tokens(name)
-        if label in tokens:
-            path += tokens[: tokens.index(label)]
-        paths.append(path)
+        before = tokens[: tokens.index(label)] if label in tokens else []
+        paths.append(folders[::-1] + before)
     depth = len(commonprefix(paths))
     return ["".join(path[depth : depth + 1]) for path in paths]
 
@@ -227,7 +230,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description="Print the classes of images.")
     about = "folder or zip of images (default: search asl_data)"
     parser.add_argument("data", nargs="?", type=Path, metavar="PATH", help=about)
-    about = "or the word all (default: all)"
+    about = "names, or all (default: all)"
     parser.add_argument("--classes", nargs="+", default=["all"], help=about)
     options = parser.parse_args(argv)
     images = find_images(options.data)

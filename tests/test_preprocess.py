@@ -4,6 +4,7 @@ import os
 import random
 import resource
 import shutil
+import zipfile
 from argparse import Namespace
 
 import cv2
@@ -239,6 +240,8 @@ def test_split_by_folder(capsys):
     named = dict(zip(preprocess.SPLITS, ({name} for name in three)))
     assert by_folder([f"x/{s}/{x}/1.jpg" for s in three for x in "AB"]) == named
     assert by_folder([f"{s}/{x}1.jpg" for s in three for x in "AB"]) == named
+    long = ("training", "validation", "testing")
+    assert by_folder([f"{s}/{x}/1.jpg" for s in long for x in "AB"])["train"] == {"training"}
     with pytest.raises(UserError, match="by-folder: no validation image of class A"):
         by_folder([f"{s}/{x}/1.jpg" for s in ("train", "test") for x in "AB"])
     people = [(p, x, i) for p in range(12) for x in "ABC" for i in range(3)]
@@ -302,6 +305,9 @@ def test_the_first_place_that_has_images(drawings, tmp_path, monkeypatch):
     assert "python asl_data/draw_hands.py" in str(error.value)
     copy_images(drawings, data / "demo", FLAT)
     assert preprocess.find_images(None).path == data / "demo"
+    (data / "archive.zip").write_bytes(b"PK, the download broke off")
+    with pytest.raises(UserError, match="archive.zip is no image and no complete zip"):
+        preprocess.find_images(None)
     shutil.make_archive(data / "archive", "zip", drawings)
     assert preprocess.find_images(None).path == data / "archive.zip"
     copy_images(drawings, data, "{0}/{0}{1}.jpg".format)
@@ -336,8 +342,20 @@ def test_the_next_image_takes_the_place(drawings, tmp_path, capsys):
         "left out 3: damaged, or no image that OpenCV can read: convert HEIC to .jpg (such as A_3",
         "left out 1: copies of other images, which might be trained on and tested (such",
         "left out 1: of other classes, see --classes (such as D_1.jpg)",
+        "the others are split again\n",
     ):
         assert line in output
+
+
+def test_damaged_bytes_in_a_zip(drawings, tmp_path):
+    with zipfile.ZipFile(tmp_path / "1.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(drawings / "A_1.jpg", "A_1.jpg")
+    data = (tmp_path / "1.zip").read_bytes()
+    assert find_images.Images(tmp_path / "1.zip").read("A_1.jpg") is not None
+    for place in range(100, len(data) - 200, 100):
+        damaged = data[:place] + bytes([data[place] ^ 255]) + data[place + 1 :]
+        (tmp_path / "2.zip").write_bytes(damaged)
+        assert find_images.Images(tmp_path / "2.zip").read("A_1.jpg") is None
 
 
 def test_a_class_without_images_that_can_be_used(drawings, tmp_path):
