@@ -89,15 +89,18 @@ def load_network(options):
         row = tested_epoch(run["epochs"], run["settings"]["augment"])
         weights = options.checkpoint / row["file"]
     elif saved["trained"]:  # the training has come to its end
+        print(f"{options.checkpoint} has no run of this network: its last epoch is taken")
         weights = options.weights_full / "model_weights.h5"
     else:
         where = f"{options.checkpoint} has no checkpoint of the network in {options.weights_full}"
         raise UserError(f"{where}: run training.py")
     model = model_from_json((options.weights_full / "model.json").read_text(encoding="utf-8"))
     settings = settings_beside(weights)
+    # The article's own model.json has no Rescaling: its images would stay undivided.
     scaled, outputs = isinstance(model.layers[0], Rescaling), model.output_shape[-1]
     if not scaled or outputs != len(settings["columns"]):
-        raise UserError(f"model.json is not the network of {weights}: run training.py --fresh")
+        wrong = f"model.json is not the network of {weights}"
+        raise UserError(f"{wrong}: run training.py, or give its folder by --weights-full")
     load_weights(model, weights)
     print(f"weights {weights}")
     return model, settings
@@ -138,9 +141,8 @@ def predict(model, images, tta=False):
 
 def shift(images, scale, dx, dy):
     """Images enlarged around their middle and moved, uint8; border pixels repeat."""
-    middle = (IMAGE_SIZE - 1) / 2
-    matrix = cv2.getRotationMatrix2D((middle, middle), 0, scale)  # by 0 degrees
-    matrix[:, 2] += dx, dy
+    offset = (1 - scale) * (IMAGE_SIZE - 1) / 2  # keeps the middle in its place
+    matrix = np.array([(scale, 0, offset + dx), (0, scale, offset + dy)])
     size, border = (IMAGE_SIZE, IMAGE_SIZE), cv2.BORDER_REPLICATE
     return np.stack([cv2.warpAffine(image, matrix, size, borderMode=border) for image in images])
 
@@ -204,12 +206,12 @@ def read_letter(model, settings, tta, picture):
 
 
 def read_pictures(model, settings, options):
-    """Print one line per picture, and the accuracy where the class is known."""
+    """Print one line per picture, then the accuracy."""
     columns, classes = settings["columns"], settings["classes"]
     find = settings.get("find_hand") if options.find_hand is None else options.find_hand
     if find:
         print("each picture is cut to its hand, to its middle where none is found")
-    sources = [Images(path) for path in options.pictures]
+    sources = [Images(path) for path in options.pictures]  # a wrong path ends this first
     results = []  # (path, class by its name, the network's class)
     for source in sources:
         for name in source.names:
@@ -229,6 +231,11 @@ def read_pictures(model, settings, options):
             results.append((path, label, first))
     if not results:
         raise UserError("there is no image")
+    print_known(columns, results)
+
+
+def print_known(columns, results):
+    """Print the accuracy of the pictures whose class is known."""
     known = [(path.parent, columns.index(label), first) for path, label, first in results if label]
     unknown = [path for path, label, _ in results if not label]
     if unknown and len(results) > 1:

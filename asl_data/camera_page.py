@@ -15,9 +15,9 @@ from asl_data.find_hand import DETECTOR, cut_out, find_hand, middle_square
 from asl_data.find_images import UserError
 from preprocess import IMAGE_SIZE, resize
 
-WINDOW = 0.7  # seconds of frames that the shown letter is the mean of
+WINDOW = 0.7  # seconds: the page shows the mean of the frames of this time
 HOLD = 1.0  # seconds that a letter must stay to be spelled
-SURE = 0.5  # the least mean probability of a letter that is spelled
+SURE = 0.5  # a letter of a lower mean probability is not spelled
 
 CSS = """
 #camera, #camera .image-container, #square {height: 66vh}
@@ -76,11 +76,11 @@ class Speller:
         if not self.frames:
             self.letter = None
             return None
-        seen = [probabilities for _, probabilities in self.frames]
+        seen = [frame[1] for frame in self.frames]
         mean = {letter: sum(each[letter] for each in seen) / len(seen) for letter in seen[0]}
         letter = max(mean, key=mean.get)
         if mean[letter] < SURE:
-            self.since = now  # the second begins again
+            self.since = now  # HOLD begins again
         elif letter != self.letter or (square and self.added and far(square, self.added)):
             self.letter, self.since, self.added = letter, now, None
         elif square and not self.added and now - self.since >= HOLD:
@@ -108,7 +108,7 @@ def far(square, other):
 
 
 def draw_square(picture, square):
-    """An image for the browser, which it lays over the camera's."""
+    """SVG of the square, to lie over the camera's picture."""
     height, width, _ = picture.shape
     left, top, side = square
     return (
@@ -117,15 +117,17 @@ def draw_square(picture, square):
     )
 
 
-def record(folder, letter, picture):
-    """Write a picture as A_1.jpg, A_2.jpg ...; return how many there are, as a text."""
-    number = 1 + len(list(folder.glob(f"{letter}_*.jpg")))
-    while (path := folder / f"{letter}_{number}.jpg").exists():
+def record(folder, label, picture):
+    """Write a picture as A/1.jpg, A/2.jpg ...; return how many there are, as a text."""
+    folder = folder / label  # a file name does not hold every class: hand1_1.jpg is of "hand"
+    folder.mkdir(parents=True, exist_ok=True)
+    count = number = 1 + len(list(folder.glob("*.jpg")))
+    while (path := folder / f"{number}.jpg").exists():
         number += 1
     if len(picture) < IMAGE_SIZE:
         picture = resize(picture)
     cv2.imwrite(str(path), picture)
-    return f"{letter}: {len(list(folder.glob(f'{letter}_*.jpg')))} pictures"
+    return f"{label}: {count} pictures"
 
 
 def show_page(read, classes, port, folder=None):
@@ -144,8 +146,6 @@ def show_page(read, classes, port, folder=None):
             signal.signal(getattr(signal, name), signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="asl-page-") as temporary:
         os.environ |= {"GRADIO_TEMP_DIR": temporary, "GRADIO_ANALYTICS_ENABLED": "False"}
-        if folder:
-            folder.mkdir(parents=True, exist_ok=True)
         page = make_page(gradio, read, classes, folder)
         how = {"footer_links": [], "css": CSS, "quiet": True, "prevent_thread_lock": True}
         try:
@@ -157,10 +157,12 @@ def show_page(read, classes, port, folder=None):
 
 
 def make_page(gradio, read, classes, folder):
+    """The page: `watch` answers each frame of the camera, `read_photograph` a photograph."""
+
     def look(picture):
         """(picture, BGR; square of the hand, None without one; the part of the picture to read)
 
-        That part is the middle where no hand is found: the detector misses close-ups and fists.
+        Without a hand, that part is the middle: the detector misses close-ups and fists.
         """
         picture = np.ascontiguousarray(picture[:, :, ::-1])
         middle = middle_square(picture)
@@ -214,9 +216,9 @@ def make_page(gradio, read, classes, folder):
                     elem_id="text",
                     scale=4,
                 )
-                keys = [
+                space, backspace, clear = (
                     gradio.Button(name, min_width=80) for name in ("space", "backspace", "clear")
-                ]
+                )
             with gradio.Row(visible=bool(folder)):
                 label = gradio.Radio(classes, value=classes[0], label="record", scale=3)
                 whole = gradio.Checkbox(label="whole pictures, for --find-hand")
@@ -229,18 +231,17 @@ def make_page(gradio, read, classes, folder):
                 with gradio.Column():
                     answer = gradio.Label(num_top_classes=3, show_label=False)
                     seen = gradio.Image(label="what the network sees", height=224, buttons=[])
-        inputs = [camera, speller, label, holding, whole]
         camera.stream(
             watch,
-            inputs,
+            [camera, speller, label, holding, whole],
             [square, answers, text, recorded],
             show_progress="hidden",
             stream_every=0.1,
             concurrency_limit=None,  # several visitors
         )
-        for button, key in zip(keys, ("space", "del")):
-            button.click(lambda speller, key=key: speller.write(key), speller, text)
-        keys[2].click(Speller.clear, speller, text)
+        space.click(lambda speller: speller.write("space"), speller, text)
+        backspace.click(lambda speller: speller.write("del"), speller, text)
+        clear.click(Speller.clear, speller, text)
         photograph.change(read_photograph, photograph, [seen, answer], show_progress="hidden")
         page.load(None, js=BEGIN)
     return page

@@ -17,6 +17,7 @@ import preprocess
 import test as test_script
 import training
 from asl_data import camera_page
+from asl_data.find_images import Images, choose_classes
 from preprocess import UserError
 
 LINE = re.compile(r"^(.*): (\S+) ([\d.]+), then (\S+) ([\d.]+)(, but it is (\S+))?$", re.MULTILINE)
@@ -89,7 +90,8 @@ def test_without_checkpoints_of_this_run(dataset, copy, capsys):
     path = copy / "Checkpoint" / "run.json"
     change_json(path, lambda run: run["settings"].update(seed=77))
     run_test(copy, "--numpy-folder", dataset)
-    assert weights(capsys.readouterr().out) == "model_weights.h5"
+    output = capsys.readouterr().out
+    assert weights(output) == "model_weights.h5" and "its last epoch is taken\n" in output
     network = copy / "Weights_Full" / "class_names.json"
     change_json(network, lambda facts: facts.update(trained=False))
     with pytest.raises(UserError, match="has no checkpoint of the network in .*: run training.py"):
@@ -318,15 +320,18 @@ def test_spelling():
 def test_recorded_pictures(tmp_path):
     """No file is replaced; small ones get 224 pixels."""
     folder = tmp_path / "new" / "my_photos"
-    folder.mkdir(parents=True)
     picture = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
     assert camera_page.record(folder, "A", picture[:100, :100]) == "A: 1 pictures"
-    (folder / "A_3.jpg").write_bytes(b"3")
+    (folder / "A" / "3.jpg").write_bytes(b"3")
     assert camera_page.record(folder, "A", picture) == "A: 3 pictures"
     assert camera_page.record(folder, "del", picture) == "del: 1 pictures"
-    assert (folder / "A_3.jpg").read_bytes() == b"3"
-    sides = [cv2.imread(str(folder / name)).shape for name in ("A_1.jpg", "A_4.jpg", "del_1.jpg")]
+    assert (folder / "A" / "3.jpg").read_bytes() == b"3"
+    sides = [cv2.imread(str(folder / name)).shape for name in ("A/1.jpg", "A/4.jpg", "del/1.jpg")]
     assert sides == [(224, 224, 3), (300, 300, 3), (300, 300, 3)]
+    for label in ("hand1", "i-love-you"):
+        assert camera_page.record(folder, label, picture) == f"{label}: 1 pictures"
+    _, labels = choose_classes(["A", "del", "hand1", "i-love-you"], Images(folder).names)
+    assert all(name.startswith(f"{label}/") for name, label in labels.items())
 
 
 def test_page_on_a_port_in_use(trained):
@@ -406,7 +411,7 @@ def test_page(page, drawings, tmp_path):
             wait_until(lambda expected=expected: text.input_value() == expected)
         button = tab.locator("#record")
         button.dispatch_event("pointerdown")
-        wait_until(lambda: len(list((tmp_path / "my_photos").glob("A_*.jpg"))) > 2)
+        wait_until(lambda: len(list((tmp_path / "my_photos" / "A").glob("*.jpg"))) > 2)
         button.dispatch_event("pointerup", {"bubbles": True})
         tab.get_by_role("tab", name="photograph").click()
         tab.locator("input[type=file]").last.set_input_files(drawings / "A_1.jpg")
@@ -414,5 +419,5 @@ def test_page(page, drawings, tmp_path):
         chromium.close()
     assert not errors
     assert {host for host in hosts if host} <= {f"127.0.0.1:{page}"}
-    kept = [cv2.imread(str(path)) for path in (tmp_path / "my_photos").iterdir()]
+    kept = [cv2.imread(str(path)) for path in (tmp_path / "my_photos").rglob("*.jpg")]
     assert len(kept) < 100 and all(image.shape == (480, 480, 3) for image in kept)
