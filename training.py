@@ -24,9 +24,9 @@ import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # else TensorFlow logs eight lines
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # fewer lines of TensorFlow's log
 os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")  # some network disks have no locks
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # twice as fast on CPUs without AVX-512
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # 1.3 to 2 times as fast on CPUs
 
 import filelock
 import h5py
@@ -125,8 +125,8 @@ def main(argv=None):
     print(f"train {train.rows:,} images, validation {validation.rows:,}")
     print_devices(options.precision)
 
-    # On JAX, fit would build the metrics with batches from before Reseed shuffles, and train on
-    # them, too. So build the metrics here.
+    # Build the metrics now. Else fit, on JAX, asks for batches before Reseed shuffles, and also
+    # trains on those.
     model.test_on_batch(*validation[0])
     model.fit(
         train,
@@ -221,14 +221,14 @@ class Batches(keras.utils.PyDataset):
         self.images, self.labels = load_split(options.numpy_folder, split, dataset)
         self.batch_size, self.seed = options.batch_size, options.seed
         self.process, self.processes, devices = jax_processes()  # 0, 1, 1 with one GPU
-        self.rows = len(self.images) // devices * devices  # they share evenly: the last rows drop
+        self.rows = len(self.images) // devices * devices  # a multiple of the devices
         self.order = np.arange(self.rows)
 
     def __len__(self):
         return math.ceil(self.rows / self.batch_size)
 
     def places(self, index):
-        """The places in the order that this process takes of a batch."""
+        """Positions in self.order: the part of a batch that this process takes."""
         start = index * self.batch_size
         batch = range(start, min(start + self.batch_size, self.rows))
         first, end = self.process * len(batch), (self.process + 1) * len(batch)
@@ -236,7 +236,7 @@ class Batches(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         rows = self.order[self.places(index)]
-        return np.asarray(self.images[rows]), self.labels[rows]
+        return self.images[rows], self.labels[rows]
 
     def shuffle(self, epoch):
         rng = np.random.default_rng((self.seed, epoch))
@@ -277,7 +277,7 @@ class Reseed(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self.batches.shuffle(epoch)
         for layer in self.model.layers:
-            if isinstance(layer, Dropout):  # its random numbers depend on its seed and the steps
+            if isinstance(layer, Dropout):  # the state of its random numbers: (seed, steps so far)
                 layer.seed_generator.state.assign([layer.seed, epoch * len(self.batches)])
 
 
@@ -305,7 +305,7 @@ class Run(keras.callbacks.Callback):
         self.settings["start_from"] = str(options.start_from) if options.start_from else None
         self.settings["backend"] = keras.backend.backend()
         self.settings |= {name: dataset[name] for name in ("classes", "columns")}
-        self.settings["find_hand"] = dataset.get("find_hand", False)  # test.py does likewise
+        self.settings["find_hand"] = dataset.get("find_hand", False)  # not in older data
         self.settings["data"] = dataset["id"]
         if is_main():
             self.lock()
@@ -328,8 +328,8 @@ class Run(keras.callbacks.Callback):
             self.file_lock.acquire(timeout=0)
         except filelock.Timeout:
             raise UserError(f"another training is at work in {self.folder}") from None
-        except OSError:
-            print(f"no lock in {self.folder}, as its disk has none: start one training at a time")
+        except OSError as error:  # some network disks have no locks
+            print(f"no lock in {self.folder} ({error}): start one training at a time")
 
     def move_aside(self, weights_full):
         """Move the files of an earlier run to Checkpoint/old-<time>/."""
@@ -368,7 +368,7 @@ class Run(keras.callbacks.Callback):
 @contextmanager
 def replacing(path):
     """Write under another name; the file gets its own name when it is complete."""
-    partial = path.with_name(f".partial-{path.name}")  # Keras needs the same ending
+    partial = path.with_name(f".partial{path.suffix}")  # Keras needs the same ending
     yield partial
     partial.replace(path)
 
@@ -384,7 +384,7 @@ def read_json(path):
 
 
 def tested_epoch(epochs, augment):
-    """The row with the lowest val_loss; with --augment the last, where the rate has fallen to 0."""
+    """The row with the lowest val_loss; with --augment the last, of the lowest learning rate."""
     return epochs[-1] if augment else min(epochs, key=lambda row: row["val_loss"])
 
 

@@ -45,8 +45,8 @@ class Hand:
     """One hand while it is drawn.
 
     relief: uint8 (SIZE * ZOOM, SIZE * ZOOM), how bright the skin is, 0 where there is no hand;
-    matrix (2, 2) and middle (2,): from hand units to pixels. They are given for pixels of the
-    picture, and kept for pixels of relief.
+    matrix (2, 2) and middle (2,): from hand units to pixels of the picture; relief has ZOOM times
+    as many.
     """
 
     def __init__(self, matrix, middle):
@@ -58,7 +58,7 @@ class Hand:
         return np.asarray(points, float) @ self.matrix.T + self.middle
 
     def hull(self, discs, share, extra, value):
-        """Fill the shape that a string around the discs (x, y, radius) would enclose."""
+        """Fill the convex hull of discs (x, y, radius * share + extra) with a brightness."""
         discs = np.asarray(discs, float)
         radii = (discs[:, 2] * share + extra) * self.scale
         edge = self.pixels(discs[:, :2])[:, None] + radii[:, None, None] * CIRCLE
@@ -205,14 +205,11 @@ def draw_texture(rng, color):
     return color * (1 + rng.uniform(0.04, 0.1) * grain[..., None])
 
 
-BACKGROUNDS = [draw_wall, draw_texture]
-
-
 def draw_background(rng, skin):
     """A background that is lighter than the skin, a (3,) color."""
     tone = rng.uniform(min(skin.mean() + 30, 225), 240)
     color = (tone * rng.uniform(0.92, 1.08, 3)).astype(np.float32)
-    return BACKGROUNDS[rng.integers(len(BACKGROUNDS))](rng, color)
+    return (draw_wall, draw_texture)[rng.integers(2)](rng, color)
 
 
 def pick_skin(rng):
@@ -250,17 +247,14 @@ def draw_picture(letter, rng):
 # ---- the files ----
 
 
-def write_picture(path, picture):
-    path.write_bytes(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1])
-
-
 def write_pictures(folder, count, seed):
     folder.mkdir(parents=True, exist_ok=True)
     for index, letter in enumerate(POSES):
         for i in range(1, count + 1):
             # One generator per picture, so that it does not depend on the others.
             picture = draw_picture(letter, np.random.default_rng((seed, index, i)))
-            write_picture(folder / f"{letter}_{i}.jpg", picture)
+            data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
+            (folder / f"{letter}_{i}.jpg").write_bytes(data)
 
 
 def main(argv=None):

@@ -2,7 +2,7 @@
 
 The palm is found by MediaPipe's palm detector (Zhang et al. 2020, "MediaPipe Hands: On-device
 Real-time Hand Tracking"; Apache License 2.0). Run by itself this gets the detector, 2.3 MB out of
-a package of 36, or draws a sheet of pictures with their squares:
+a package of 36, if it is missing. With pictures, it draws a sheet of them with their squares:
 
     python asl_data/find_hand.py
     python asl_data/find_hand.py my_photos      # look at Numpy_folder/hands.jpg
@@ -55,7 +55,7 @@ def find_hand(image):
     centre = anchors()[best] + centre
     palm = size.max()
     side = FACTOR * palm / scale
-    # Of so few pixels of the picture, or of the detector's input, finger tips look like hands.
+    # In so small a square, the hand is often a finger tip.
     if side < 64 or FACTOR * palm < INPUT / 5:
         return None
     side = min(side, height, width)
@@ -126,9 +126,10 @@ def draw_sheet(images, names):
             continue
         found = find_hand(image)
         left, top, side = found or middle_square(image)
-        color, thick = (0, 255, 0) if found else (128, 128, 128), max(image.shape) // 80
+        color = (0, 255, 0) if found else (128, 128, 128)
+        thick = 1 + max(image.shape) // 80
         corner = (left + side, top + side)
-        image = cv2.rectangle(image, (left, top), corner, color, thick + 1)
+        image = cv2.rectangle(image, (left, top), corner, color, thick)
         scale = 224 / max(image.shape[:2])
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         down, right = 224 - image.shape[0], 224 - image.shape[1]
@@ -140,7 +141,7 @@ def draw_sheet(images, names):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Get the hand detector, or look at what it finds.")
+    parser = argparse.ArgumentParser(description="Get the hand detector; look at what it finds.")
     about = "folder, zip or picture, for a sheet of up to 48 pictures (default: none)"
     parser.add_argument("pictures", nargs="?", type=Path, metavar="PATH", help=about)
     options = parser.parse_args(argv)

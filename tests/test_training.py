@@ -220,7 +220,8 @@ def test_killed_and_run_again_equals_never_killed(dataset, trained, tmp_path, st
     a training runs, a second one is refused in its folder."""
     process = start("training.py", "--numpy-folder", dataset, *folders(tmp_path), *TRAINING)
     checkpoints = tmp_path / "Checkpoint"
-    wait_until(lambda: list(checkpoints.glob(".partial-weights.02*")), process)
+    wait_until((checkpoints / "run.json").exists, process)
+    wait_until((checkpoints / ".partial.hdf5").exists, process)
     process.send_signal(signal.SIGSTOP)
     with pytest.raises(UserError, match=f"another training is at work in {checkpoints}$"):
         small_run(checkpoints)
