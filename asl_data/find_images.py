@@ -104,7 +104,8 @@ class Images:
 
 def find_images(path):
     """The Images of --data or, without it, of the first place in asl_data/ that has any."""
-    zips = sorted(file for file in ASL_DATA.glob("*") if file.suffix.lower() == ".zip")
+    files = sorted(ASL_DATA.glob("*.*"))
+    zips = [file for file in files if zipfile.is_zipfile(file) or file.suffix.lower() == ".zip"]
     places = [ASL_DATA / "new", ASL_DATA, *zips, ASL_DATA / "demo"]
     places = [path] if path else list(filter(Path.exists, places))
     for place in places:

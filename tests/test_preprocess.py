@@ -236,12 +236,10 @@ def by_folder(names, seed=0):
 
 def test_split_by_folder(capsys):
     """Folders of splits are the splits; of people, takes and persons in names none is divided."""
-    three = ("train", "valid", "test")
-    named = dict(zip(preprocess.SPLITS, ({name} for name in three)))
-    assert by_folder([f"x/{s}/{x}/1.jpg" for s in three for x in "AB"]) == named
-    assert by_folder([f"{s}/{x}1.jpg" for s in three for x in "AB"]) == named
-    long = ("training", "validation", "testing")
-    assert by_folder([f"{s}/{x}/1.jpg" for s in long for x in "AB"])["train"] == {"training"}
+    for three in (("train", "valid", "test"), ("training", "validation", "testing")):
+        named = dict(zip(preprocess.SPLITS, ({name} for name in three)))
+        assert by_folder([f"x/{s}/{x}/1.jpg" for s in three for x in "AB"]) == named
+        assert by_folder([f"{s}/{x}1.jpg" for s in three for x in "AB"]) == named
     with pytest.raises(UserError, match="by-folder: no validation image of class A"):
         by_folder([f"{s}/{x}/1.jpg" for s in ("train", "test") for x in "AB"])
     people = [(p, x, i) for p in range(12) for x in "ABC" for i in range(3)]
